@@ -1,0 +1,154 @@
+"""DeltaStore: the contract of what keeps deltas on disk (or in memory), and the values that cross it.
+
+Synchronous: no method knows a task or an event loop, so any of them may be called in a worker thread. A store puts the
+calls that change something in an order of its own; reads run beside them and beside each other, each on a consistent
+view of one moment.
+
+Only stored seqs count here: source ids, chain hashes and order have been checked by whoever writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import attrs
+
+from deltalog.delta import Delta
+from deltalog.keys import Head
+
+
+@attrs.frozen
+class Run:
+    """Consecutive deltas of one source, to be stored behind its head."""
+
+    source: str
+    seq: int
+    """Seq of the first."""
+    records: Sequence[bytes]
+    """The encoded deltas."""
+    previous: bytes
+    """Chain hash before the first."""
+    hashes: Sequence[bytes]
+    """Chain hash behind each."""
+
+    @property
+    def last(self) -> int:
+        """Seq of the last."""
+        return self.seq + len(self.records) - 1
+
+
+@attrs.frozen
+class StoreSizes:
+    """What a store holds."""
+
+    sources: int
+    deltas: int
+    record_bytes: int
+    """Bytes of the encoded deltas."""
+    blocks: int
+    """Blocks the deltas stand in."""
+    disk_bytes: int
+    """Bytes allocated on disk, 0 for a store in memory."""
+
+
+@attrs.frozen
+class Erasure:
+    """The note that stands where a payload was erased."""
+
+    source: str
+    seq: int
+    reason: str
+    timestamp: int
+    """Hybrid logical clock at the erasure."""
+
+
+class Scan(Protocol):
+    """A read in progress: plain data and no open handle, so it may be dropped at any time."""
+
+    def page(self, count: int) -> Sequence[Delta]:
+        """Return the next deltas, at least one and about `count`; empty at the end. May raise what a read raises.
+
+        A page is a read of its own, on the store as it is now. Deltas dropped since the scan began raise
+        `BelowFloor` (by source, since) or are absent (by time).
+        """
+        ...
+
+
+class DeltaStore(Protocol):
+    """Keeps runs of deltas, their time index and the heads, changed together or not at all (invariant I8)."""
+
+    def heads(self) -> Mapping[str, Head]:
+        """What is stored of each source, in the order the sources came; includes what is written but not fsynced."""
+        ...
+
+    def write(self, runs: Sequence[Run]) -> None:
+        """Store all the runs, or none. On return they survive the end of the process, not yet a power loss.
+
+        Each run must start right behind its source's head. Raises `StoreError`; if it is `indeterminate`, call
+        `reopen` and compare `heads`.
+        """
+        ...
+
+    def sync(self) -> int:
+        """On return all that was written survives power loss. Returns the store's sequence number: it never falls."""
+        ...
+
+    def get(self, source: str, seq: int) -> Delta | None:
+        """The delta with this dot, or None if it is not stored (any more)."""
+        ...
+
+    def by_source(self, source: str, after: int, until: int, *, reverse: bool = False) -> Scan:
+        """Deltas of one source with after < seq <= until; ascending, or descending if `reverse`."""
+        ...
+
+    def between(self, after: int, until: int) -> Scan:
+        """Deltas with after < timestamp <= until, by (timestamp, source)."""
+        ...
+
+    def since(self, after: Mapping[str, int], until: Mapping[str, int]) -> Scan:
+        """For each source in `until` the deltas with after[source] < seq <= until[source], by (timestamp, source).
+
+        Cost grows with what is returned and with the number of sources, not with what is stored.
+        """
+        ...
+
+    def newest(self, count: int) -> Sequence[Delta]:
+        """About the newest `count` deltas (never more): for each source a suffix, together by (timestamp, source)."""
+        ...
+
+    def seqs_at(self, timestamp: int) -> Mapping[str, int]:
+        """For each source with a delta up to `timestamp`, the highest seq with such a timestamp, or its floor."""
+        ...
+
+    def truncate(self, floors: Mapping[str, int]) -> int:
+        """Drop the deltas up to each floor, records and index together; returns how many. Idempotent.
+
+        A floor above the head raises `UsageError`, one below the present floor changes nothing. The space comes back
+        with `compact`.
+        """
+        ...
+
+    def erase(self, source: str, seq: int, reason: str, timestamp: int) -> Delta | None:
+        """Replace a payload by its hash and note it; the erased delta, or None if it is not stored. Idempotent."""
+        ...
+
+    def erasures(self) -> Sequence[Erasure]:
+        """Every note that `erase` left, ascending by dot."""
+        ...
+
+    def compact(self) -> None:
+        """Merge short blocks, drop what was truncated or erased from disk. Nothing visible changes."""
+        ...
+
+    def sizes(self) -> StoreSizes:
+        """What it holds."""
+        ...
+
+    def reopen(self) -> None:
+        """Close and open safely once more, after an error that killed the handle. Raises what opening raises."""
+        ...
+
+    def close(self) -> None:
+        """Sync and close. Idempotent."""
+        ...

@@ -1,0 +1,132 @@
+"""What every test may use: how long programmes run, what the system must have, and what was left out.
+
+* `@pytest.mark.system("gcc")` on a test that needs something pip cannot install. Where it is missing the test is left
+  out and the closing summary says what to install; with --require-system it fails instead, and so does a run that
+  skipped anything for any other reason.
+* The fixture `rounds`: `rounds(50, nightly=10_000)` is how many rounds a seeded programme runs: the first figure, the
+  second with --nightly, or what --rounds says.
+* --nightly also gives hypothesis ten times the examples; `-m ""` adds the tests marked slow.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Protocol
+
+import hypothesis
+import pytest
+
+EXAMPLES = 200
+
+hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, max_examples=EXAMPLES)
+hypothesis.settings.register_profile(
+    "nightly", parent=hypothesis.settings.get_profile("ci"), max_examples=EXAMPLES * 10
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("deltalog")
+    group.addoption("--require-system", action="store_true", help="fail, not skip, where a system package is missing")
+    group.addoption("--nightly", action="store_true", help="the long form of every programme")
+    group.addoption("--rounds", type=int, metavar="N", help="rounds of every seeded programme, whatever its own figure")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("--hypothesis-profile"):
+        hypothesis.settings.load_profile("nightly" if config.getoption("--nightly") else "ci")
+
+
+class Rounds(Protocol):
+    """What the fixture `rounds` gives."""
+
+    def __call__(self, short: int, *, nightly: int) -> int: ...
+
+
+@pytest.fixture
+def rounds(pytestconfig: pytest.Config) -> Rounds:
+    """How many rounds a seeded programme runs."""
+
+    def choose(short: int, *, nightly: int) -> int:
+        asked: int | None = pytestconfig.getoption("--rounds")
+        if asked is not None:
+            return asked
+        return nightly if pytestconfig.getoption("--nightly") else short
+
+    return choose
+
+
+# ---------------------------------------------------------------------------------------------- what a system may lack
+
+
+def _has_gcc() -> bool:
+    """A C compiler that finds the headers of the C library."""
+    if shutil.which("gcc") is None:
+        return False
+    source = "#include <dlfcn.h>\n#include <unistd.h>\nint answer(void) { return 42; }\n"
+    command = ["gcc", "-x", "c", "-shared", "-fPIC", "-o", os.devnull, "-"]
+    return subprocess.run(command, input=source.encode(), capture_output=True, check=False).returncode == 0
+
+
+def _has_tmpfs() -> bool:
+    """Leave to mount a small file system that can be filled up."""
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        return False
+    with tempfile.TemporaryDirectory() as path:
+        mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", path]
+        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+        if mounted:
+            subprocess.run(["umount", path], capture_output=True, check=True)
+        return mounted
+
+
+SYSTEM: dict[str, tuple[Callable[[], bool], str]] = {
+    "gcc": (_has_gcc, "apt-get install gcc libc6-dev"),
+    "root": (lambda: os.geteuid() == 0, "run the tests as root"),
+    "tmpfs": (_has_tmpfs, "run the tests as root, where mounting a tmpfs is allowed"),
+}
+"""What a test may ask of the machine: a probe, and what to do where it fails."""
+
+
+@functools.cache
+def _has(name: str) -> bool:
+    return SYSTEM[name][0]()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for name in (name for mark in item.iter_markers("system") for name in mark.args):
+        if name not in SYSTEM:
+            pytest.fail(f"no system requirement {name!r}; known: {', '.join(SYSTEM)}", pytrace=False)
+        if not _has(name):
+            leave_out = pytest.fail if item.config.getoption("--require-system") else pytest.skip
+            leave_out(f"needs {name}: {SYSTEM[name][1]}")
+
+
+def _skipped(config: pytest.Config) -> dict[str, list[str]]:
+    """Reason -> the tests (or files) left out for it."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for report in reporter.stats.get("skipped", []) if reporter is not None else []:
+        *_, reason = report.longrepr
+        reasons[reason.removeprefix("Skipped: ")].append(report.nodeid)
+    return reasons
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.getoption("--require-system") and _skipped(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    left_out = _skipped(config)
+    if left_out:
+        terminalreporter.section("left out", yellow=True)
+    for reason, tests in sorted(left_out.items()):
+        terminalreporter.write_line(f"{len(tests)} {reason}")
+        for test in tests:
+            terminalreporter.write_line(f"  {test}")
