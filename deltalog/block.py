@@ -20,7 +20,7 @@ from typing import Final
 import attrs
 
 from deltalog.chain import TAG_BYTES, tags
-from deltalog.codec import HASH_BYTES, decode_many
+from deltalog.codec import HASH_BYTES, decode_many, skip_many
 from deltalog.delta import Delta, Limits
 from deltalog.errors import DecodeError
 
@@ -82,8 +82,28 @@ def decode(source: str, first_seq: int, value: bytes) -> Block:
     deltas, end = decode_many(source, value, at, count, STORED)
     if end != len(value):
         raise DecodeError(f"block: {len(value) - end} bytes after its last record")
-    _check_order(deltas, first_seq)
+    if deltas[0].seq != first_seq:
+        raise DecodeError(f"block: seq {deltas[0].seq} stands where {first_seq} belongs")
     return Block(previous, tag_bytes, deltas)
+
+
+def decode_part(source: str, first_seq: int, value: bytes, seq: int, count: int) -> tuple[list[Delta], int]:
+    """Return up to `count` deltas from `seq` on of the block stored under (source, first_seq); and their bytes.
+
+    Those it has: none if it ends before `seq`. What stands before them is passed over by its sizes alone, what stands
+    behind them is not looked at. Raises `DecodeError`.
+    """
+    _, _, held, at = _header(value)
+    skip = max(0, seq - first_seq)
+    if skip >= held:
+        return [], 0
+    at = skip_many(value, at, skip)
+    deltas, end = decode_many(source, value, at, min(count, held - skip), STORED)
+    if deltas[0].seq != first_seq + skip:
+        raise DecodeError(f"block: seq {deltas[0].seq} stands where {first_seq + skip} belongs")
+    if skip + len(deltas) == held and end != len(value):
+        raise DecodeError(f"block: {len(value) - end} bytes after its last record")
+    return deltas, end - at
 
 
 def _header(value: bytes) -> tuple[bytes, bytes, int, int]:
@@ -97,13 +117,3 @@ def _header(value: bytes) -> tuple[bytes, bytes, int, int]:
         raise DecodeError("block: holds no record")
     at = _HEADER.size + TAG_BYTES * count
     return previous, value[_HEADER.size : at], count, at
-
-
-def _check_order(deltas: Sequence[Delta], first_seq: int) -> None:
-    seq, timestamp = first_seq, -1
-    for delta in deltas:
-        if delta.seq != seq:
-            raise DecodeError(f"block: seq {delta.seq} stands where {seq} belongs")
-        if delta.timestamp <= timestamp:
-            raise DecodeError(f"block: the timestamp of seq {seq} does not come after its predecessor's")
-        seq, timestamp = seq + 1, delta.timestamp

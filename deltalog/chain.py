@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Final
 
-from deltalog.codec import CHAINED_FROM, HASH_BYTES, body_of
+from deltalog.codec import BODY_SIZE, BODY_SIZE_AT, CHAINED_FROM, HASH_BYTES
 from deltalog.delta import Delta
 
 TAG_BYTES: Final = 2
@@ -42,17 +42,20 @@ def payload_hash(delta: Delta) -> bytes:
 def extend(previous: bytes, records: Iterable[bytes]) -> list[bytes]:
     """Return h(n) for each of `records` (valid ones), which follow in order on the one whose hash is `previous`."""
     hashes: list[bytes] = []
-    add, payload_copy, link_copy = hashes.append, _payload_state.copy, _link_state.copy
+    add, body_size = hashes.append, BODY_SIZE.unpack_from
+    payload_copy, link_copy = _payload_state.copy, _link_state.copy
     for record in records:
-        body = body_of(record)
-        inner = record[body:]
-        if not record[1]:
-            state = payload_copy()
-            state.update(inner)
-            inner = state.digest()
-        state = link_copy()
-        state.update(previous + record[CHAINED_FROM:body] + inner)
-        previous = state.digest()
+        body = len(record) - body_size(record, BODY_SIZE_AT)[0]
+        link = link_copy()
+        link.update(previous)
+        link.update(record[CHAINED_FROM:body])
+        if record[1]:
+            link.update(record[body:])
+        else:
+            payload = payload_copy()
+            payload.update(record[body:])
+            link.update(payload.digest())
+        previous = link.digest()
         add(previous)
     return hashes
 

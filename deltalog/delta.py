@@ -6,6 +6,7 @@ in the ring, in the store and on the wire. The payload stays opaque bytes until 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final, NoReturn
@@ -20,6 +21,9 @@ SEQ_MAX: Final = 2**63 - 1
 """Greatest seq. One bit short of its 64, so that seq + 1 never needs a check."""
 TIMESTAMP_MAX: Final = 2**64 - 1
 """Greatest timestamp: the hybrid logical clock has 64 bits."""
+
+_SAME_HASH_MAX: Final = 256
+"""Keys of one map in a payload that may have the same hash."""
 
 NO_DEPS: Final[Mapping[str, int]] = MappingProxyType({})
 """The deps of a delta whose writer saw nothing new since its previous delta."""
@@ -104,6 +108,11 @@ class Delta(DeltaFields):
         erased = " erased" if self.erased else ""
         return f"<Delta {self.source!r}:{self.seq} {self.kind!r} {self.key!r} {len(self.record)} bytes{erased}>"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Deltas can be copied and pickled."""
+        fields = self.source, self.seq, self.timestamp, dict(self.deps), self.kind, self.key, self.record, self.body
+        return _restored, fields
+
     @property
     def dot(self) -> Dot:
         """Identity of the delta: (source, seq)."""
@@ -134,29 +143,35 @@ def seal(fields: DeltaFields) -> Delta:
     return fields  # type: ignore[return-value]  # it is one now
 
 
+def _restored(source: str, seq: int, timestamp: int, deps: dict[str, int], *rest: Any) -> Delta:
+    return seal(DeltaFields(source, seq, timestamp, MappingProxyType(deps) if deps else NO_DEPS, *rest))
+
+
 def decode_payload(data: bytes | memoryview) -> Any:
-    """Return the msgpack value that `data` is, whole. Sizes inside are bounded by the size of `data`.
+    """Return the msgpack value that `data` is, whole. Time and memory are bounded by the size of `data`.
 
     Raises `DecodeError` for anything else, including nesting deeper than 1,024 levels.
     """
     try:
-        return msgpack.unpackb(data, strict_map_key=False)
-    except TypeError:
-        return _decode_odd_keys(data)
-    except (ValueError, OverflowError, RecursionError, msgpack.UnpackException) as error:
-        raise DecodeError(f"payload is not a msgpack value: {type(error).__name__}: {error}"[:300]) from error
-
-
-def _decode_odd_keys(data: bytes | memoryview) -> Any:
-    """Decode maps whose keys are arrays: a tuple may be a key in Python, and comes back as one."""
-
-    def build(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-        return {_hashable(key): value for key, value in pairs}
-
-    try:
-        return msgpack.unpackb(data, strict_map_key=False, object_pairs_hook=build)
+        try:
+            return msgpack.unpackb(data)
+        except (ValueError, TypeError):  # no msgpack, or a map with keys that are neither text nor bytes
+            return msgpack.unpackb(data, strict_map_key=False, object_pairs_hook=_map)
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise DecodeError(f"payload is not a msgpack value: {type(error).__name__}: {error}"[:300]) from error
+
+
+def _map(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Make a map with any keys. A key that is a tuple in Python is an array in msgpack, and a tuple again here.
+
+    Who writes a number or an array chooses its hash: without the bound, a megabyte of keys with one hash takes minutes.
+    """
+    keys = [_hashable(key) for key, _ in pairs]
+    if len(keys) > _SAME_HASH_MAX:
+        ((_, most),) = Counter(map(hash, keys)).most_common(1)
+        if most > _SAME_HASH_MAX:
+            raise DecodeError(f"payload: {most:,} keys of one map have the same hash; the limit is {_SAME_HASH_MAX}")
+    return {key: value for key, (_, value) in zip(keys, pairs, strict=True)}
 
 
 def _hashable(value: Any) -> Any:

@@ -29,7 +29,7 @@ class UsageError(DeltaLogError, ValueError):
 
 
 class LimitExceeded(UsageError):
-    """Raised when a value is larger than a limit allows. Not raised for malformed values (`UsageError`, `DecodeError`)."""
+    """Raised when a value is larger than a limit. Not raised for malformed values (`UsageError`, `DecodeError`)."""
 
     def __init__(self, field: str, size: int, limit: int, unit: str = "bytes") -> None:
         super().__init__(f"{field} is {size:,} {unit}; the limit is {limit:,} {unit}")
@@ -47,13 +47,18 @@ class RingFull(DeltaLogError):
 
     retryable = True
 
+    def __init__(self, pending: int, size_bytes: int) -> None:
+        super().__init__(f"the ring holds {pending:,} deltas that are not stored yet; await append, or try again")
+        self.size_bytes = size_bytes
+        """Size of the record there was no room for."""
+
 
 class LogClosed(DeltaLogError):
     """Raised by every call on a log, store or manager that was closed (or whose process forked). Open it again."""
 
 
 class BelowFloor(DeltaLogError):
-    """Raised when a read starts below the floor: the deltas were dropped by retention. Load `snapshot`, then go on from it."""
+    """Raised when a read starts below the floor: retention dropped the deltas. Load `snapshot`, then go on from it."""
 
     def __init__(self, floor: Mapping[str, int], missing: Mapping[str, int], snapshot: object = None) -> None:
         named = ", ".join(f"{source!r}: has {missing[source]}, floor {floor[source]}" for source in sorted(missing)[:5])
@@ -69,7 +74,7 @@ class BelowFloor(DeltaLogError):
 
 
 class DecodeError(DeltaLogError):
-    """Raised when bytes are not a valid encoding (of a delta, a block, a row, a witness). The message names the field."""
+    """Raised when bytes are not a valid encoding (of a delta, a block, a row). The message names the field."""
 
 
 class ClockDrift(DeltaLogError):
@@ -98,7 +103,7 @@ class StoreInUse(StoreError):
 
 
 class StoreMissing(StoreError):
-    """Raised when a store that must exist does not. Not raised for a damaged one (`StoreCorrupt`). Nothing is created."""
+    """Raised when a store that must exist does not. Not raised for a damaged one (`StoreCorrupt`)."""
 
 
 class StoreFull(StoreError):

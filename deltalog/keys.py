@@ -1,10 +1,11 @@
 """Every key of the delta instance, and the values that are not blocks, in bytes (numbers big endian).
 
-    family    key                                                            value
-    deltas    source_no (4) | first seq (8)                                  a block (see `block`)
-    by_time   level (1) | first timestamp (8) | source_no (4) | first seq (8)   last timestamp (8) | count (2) | bytes (4)
-    sources   source_no (4)                                                  a head row, below
-    meta      text                                                           msgpack, then its check
+    family    key                                                         value
+    deltas    source_no (4) | first seq (8)                               a block (see `block`)
+    by_time   level (1) | first timestamp (8) | source_no (4) | first seq (8)
+                                                                          last timestamp (8) | count (2) | bytes (4)
+    sources   source_no (4)                                               a head row, below
+    meta      text                                                        msgpack, then its check
 
     head row:  version (1) | seq (8) | timestamp (8) | chain hash (32) | floor (8) | hash at the floor (32)
                | bytes of its records (8) | source, UTF-8 | check (8)
@@ -17,7 +18,7 @@ of bits of that interval's length. Blocks that touch (after, until] are found at
 `after - 2**level`: since blocks of one source do not overlap, at most three a source and level are looked at in vain,
 however long the log and however long its longest block.
 
-A check is BLAKE2b over family, key and value, 8 bytes: what the chain cannot vouch for (heads, meta) vouches for itself.
+A check is BLAKE2b over family, key and value, 8 bytes: what the chain cannot vouch for (heads, meta) does so itself.
 """
 
 from __future__ import annotations
@@ -159,9 +160,7 @@ def source_key(source_no: int) -> bytes:
 def encode_head(source_no: int, source: str, head: Head) -> bytes:
     """Value in sources."""
     row = (
-        _HEAD.pack(
-            _HEAD_VERSION, head.seq, head.timestamp, head.hash, head.floor, head.floor_hash, head.size_bytes
-        )
+        _HEAD.pack(_HEAD_VERSION, head.seq, head.timestamp, head.hash, head.floor, head.floor_hash, head.size_bytes)
         + source.encode()
     )
     return row + _check(SOURCES, source_key(source_no), row)

@@ -4,57 +4,39 @@ Lives here: what is visible (heads), what this node's next delta depends on, wha
 RocksDB, files, how a commit runs. All state belongs to the trio thread; methods ending in `_nowait` and plain
 properties never block, `async` methods are checkpoints.
 
-How an append travels:  clock -> codec -> ring (visible) -> writer (chain, group commit) -> store; `written`, then `synced`.
+How an append travels:  clock -> codec -> ring (visible) -> writer (chain, group commit) -> store.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 from weakref import WeakSet
 
 import attrs
 import trio
 
-from deltalog import chain
 from deltalog.causality import Conflict, ConflictFinder, knows
 from deltalog.clock import Clock
-from deltalog.codec import CHAINED_FROM, Encoder
-from deltalog.delta import NO_DEPS, SEQ_MAX, TIMESTAMP_MAX, Delta, Limits, check_source
-from deltalog.errors import BelowFloor, ClockDrift, LimitExceeded, LogClosed, LogReadOnly, RingFull, UsageError
-from deltalog.inbox import Inbox, InboxStatistics, lacking
-from deltalog.keys import Head
+from deltalog.codec import Encoder
+from deltalog.delta import NO_DEPS, SEQ_MAX, TIMESTAMP_MAX, Delta, Limits, text_bytes
+from deltalog.errors import BelowFloor, LogClosed, LogReadOnly, RingFull, UsageError
+from deltalog.inbox import Inbox, InboxStatistics
 from deltalog.reader import Reader, Stream, check_floor
+from deltalog.receiver import Frontier, Receipt, Receiver
 from deltalog.retention import Retention, plan
 from deltalog.ring import Ring, RingStatistics
 from deltalog.store import DeltaStore, Erasure, StoreSizes
 from deltalog.subscription import News, Subscription
-from deltalog.version import Dot, Order, VersionVector
+from deltalog.version import Order, VersionVector
 from deltalog.writer import Disk, Offload, Writer, WriterStatistics
 
-
-@attrs.frozen
-class Refusal:
-    """A delta that `receive` did not take, and why."""
-
-    delta: Delta
-    reason: str
-
-
-@attrs.frozen
-class Receipt:
-    """What became of each delta given to `receive`, in the order it was decided."""
-
-    applied: Sequence[Dot]
-    """New, and visible now; includes deltas that had been waiting for one of these."""
-    known: Sequence[Dot]
-    """Held already, with the same bytes."""
-    waiting: Sequence[Dot]
-    """Kept until their predecessor or a dependency arrives."""
-    refused: Sequence[Refusal]
-    """Not kept."""
+_TURN: Final = 1024
+"""Deltas appended in one turn of the event loop: about 3 ms."""
+_REASON_BYTES: Final = 1024
+"""UTF-8 bytes of the reason for an erasure."""
 
 
 @attrs.frozen
@@ -78,7 +60,7 @@ class LogOptions:
     drift_ms: int = 60_000
     """A received timestamp further ahead of this node's clock is refused. CockroachDB stops a node at 500 ms."""
     sync_interval_s: float = 0.020
-    """How long a written delta may wait for its fsync; power loss costs at most this much. 0: every commit is synced."""
+    """How long a written delta may wait for its fsync; what power loss costs at most. 0: every commit is synced."""
     # performance
     ring_deltas: int = 65_536
     """Newest deltas kept in memory; about 0.5 KB each for small payloads."""
@@ -88,6 +70,17 @@ class LogOptions:
     """Received deltas that may wait for their dependencies."""
     inbox_bytes: int = 16 << 20
     """Bytes of their records."""
+
+    def __attrs_post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise UsageError(f"options.{name} must be an integer of at least {least}, not {value!r}")
+        if type(self.sync_interval_s) not in (int, float) or not self.sync_interval_s >= 0:
+            raise UsageError(f"options.sync_interval_s must be a number of at least 0, not {self.sync_interval_s!r}")
+
+
+_LEAST: Final = {"drift_ms": 0, "ring_deltas": 1, "ring_bytes": 1, "inbox_deltas": 0, "inbox_bytes": 0}
 
 
 class DeltaLog:
@@ -117,22 +110,33 @@ class DeltaLog:
         self._encode = Encoder(options.limits).encode
         self._mark = mark if mark is not None else memoryview(bytearray(8)).cast("Q")
         # what is visible
-        self._heads = {name: head.seq for name, head in heads.items()}
-        self._times = {name: head.timestamp for name, head in heads.items()}
+        self._frontier = frontier = Frontier(source, heads)
+        self._heads = frontier.heads
         self._floors = {name: head.floor for name, head in heads.items()}
         self._seq = self._heads.get(source, 0)
-        self._fresh = {name: seq for name, seq in self._heads.items() if name != source}
-        """What this node's next delta depends on. After an open: all there is, since what it saw last is not kept."""
-        latest = max(self._times.values(), default=0)
-        self.clock = clock if clock is not None else Clock(last=latest, drift_ms=options.drift_ms)
+        latest = max((head.timestamp for head in heads.values()), default=0)
+        self.clock = clock if clock is not None else Clock(drift_ms=options.drift_ms)
+        self.clock.last = max(self.clock.last, latest)
         self._tick = self.clock.tick
         # parts
         self._ring = Ring(options.ring_deltas, options.ring_bytes)
-        self._inbox = Inbox(options.inbox_deltas, options.inbox_bytes)
         self._news = News()
         self._writer = Writer(self._ring, heads, disk, offload, options.sync_interval_s)
         self._writer.on_publish = self._news.ring
         self._reader = Reader(self._ring, store, self._writer, offload)
+        self._inbox = Inbox(options.inbox_deltas, options.inbox_bytes)
+        self._receiver = Receiver(
+            frontier,
+            self._inbox,
+            self._ring,
+            self._writer,
+            self._reader,
+            self.clock,
+            options.limits,
+            self._news.ring,
+            self._refuse,
+            trio.lowlevel.checkpoint,
+        )
         self._streams: WeakSet[Stream] = WeakSet()
         self._subscriptions: WeakSet[Subscription] = WeakSet()
         self._closed = False
@@ -141,23 +145,37 @@ class DeltaLog:
     async def running(self) -> AsyncIterator[DeltaLog]:
         """Run the writer while the block runs; on leaving, store and sync everything appended.
 
-        Raises `LogReadOnly` on leaving if that is not possible, saying how many deltas are lost.
+        Raises `LogReadOnly` on leaving if that is not possible, saying how many deltas are lost; an error that the
+        block ends with gets that as a note.
         """
-        async with open_nursery() as nursery:
-            done = trio.Event()
-            nursery.start_soon(self._run_writer, done)
-            try:
-                yield self
-            finally:
-                self._closed = True
-                self._writer.close()
-                with trio.CancelScope(shield=True):
-                    await done.wait()
-                self._news.ring()
-        if self._ring.pending:
-            failure = self._writer.failure
-            reason = failure.reason if failure is not None else "the writer did not run"
-            raise LogReadOnly(f"{self._ring.pending} deltas were not stored: {reason}", retryable=False) from failure
+        try:
+            async with open_nursery() as nursery:
+                done = trio.Event()
+                nursery.start_soon(self._run_writer, done)
+                try:
+                    yield self
+                finally:
+                    self._closed = True
+                    self._writer.close()
+                    with trio.CancelScope(shield=True):
+                        await done.wait()
+                    self._news.ring()
+        except trio.Cancelled:
+            if self.drained:
+                raise
+        except BaseException as error:
+            if not self.drained:
+                error.add_note(str(self._loss()))
+            raise
+        if not self.drained:
+            raise self._loss() from self._writer.failure
+
+    def _loss(self) -> LogReadOnly:
+        """What is lost when the log ends as it is now."""
+        pending, unsynced = self._ring.pending, self._ring.stored - self._writer.synced_ordinal
+        failure = self._writer.failure
+        lost = f"{pending} deltas were not stored" + f" and {unsynced} not synced" * bool(unsynced)
+        return LogReadOnly(f"{lost}: {failure.reason if failure is not None else 'unknown'}", retryable=False)
 
     async def _run_writer(self, done: trio.Event) -> None:
         try:
@@ -191,6 +209,11 @@ class DeltaLog:
         """What retention dropped."""
         return VersionVector(self._floors)
 
+    @property
+    def drained(self) -> bool:
+        """Whether everything visible survives power loss."""
+        return self._writer.synced_ordinal == self._ring.last
+
     def statistics(self) -> LogStatistics:
         """Ring, inbox and writer at this moment."""
         return LogStatistics(
@@ -217,21 +240,19 @@ class DeltaLog:
         if self._closed or self._writer.failure is not None:
             self._refuse()
         deps: Mapping[str, int] = NO_DEPS
-        if self._fresh:
+        if self._frontier.fresh:
             deps = self._take_deps()
         seq = self._seq + 1
         delta = self._encode(self.source, seq, self._tick, deps, kind, key, payload)
-        ring = self._ring
-        if not ring.has_room(len(delta.record)):
-            raise RingFull(f"the ring holds {ring.pending:,} deltas that are not stored yet; await append, or retry")
-        self._mark[0] = self._seq = seq
-        ring.push(self.source, seq, delta.record)
-        self._heads[self.source] = seq
+        if not self._ring.push(self.source, seq, delta.record):
+            raise RingFull(self._ring.pending, len(delta.record))
+        self._mark[0] = self._heads[self.source] = self._seq = seq
         if deps:
-            self._fresh = {}
+            self._frontier.fresh = {}
         if self._writer.idle:
             self._writer.wake()
-        self._news.ring()
+        if self._news.awaited:
+            self._news.ring()
         return delta
 
     async def append(self, payload: Any, *, kind: str = "", key: str = "", durable: bool = False) -> Delta:
@@ -241,12 +262,12 @@ class DeltaLog:
         while waiting for `durable`: the delta is appended and will be stored, only the wait ends.
         """
         await trio.lowlevel.checkpoint()
-        while True:
+        delta: Delta | None = None
+        while delta is None:
             try:
                 delta = self.append_nowait(payload, kind=kind, key=key)
-                break
-            except RingFull:
-                await self._writer.wait_room(0)
+            except RingFull as full:
+                await self._writer.wait_room(full.size_bytes)
         if durable:
             await self._writer.wait_synced(self._ring.last)
         return delta
@@ -254,7 +275,7 @@ class DeltaLog:
     async def append_many(
         self, payloads: Iterable[Any], *, kind: str = "", key: str = "", durable: bool = False
     ) -> list[Delta]:
-        """Append several deltas in order; as `append`. If one is refused or the call is cancelled, those before it stay."""
+        """Append several in order; as `append`. If one is refused, or the call is cancelled, those before it stay."""
         await trio.lowlevel.checkpoint()
         deltas: list[Delta] = []
         for payload in payloads:
@@ -262,6 +283,8 @@ class DeltaLog:
                 deltas.append(self.append_nowait(payload, kind=kind, key=key))
             except RingFull:
                 deltas.append(await self.append(payload, kind=kind, key=key))
+            if not len(deltas) % _TURN:
+                await trio.lowlevel.checkpoint()
         if durable:
             await self._writer.wait_synced(self._ring.last)
         return deltas
@@ -275,142 +298,48 @@ class DeltaLog:
 
     def _refuse(self) -> None:
         """Raise why nothing can be appended."""
-        if self._closed:
-            raise LogClosed("the log is closed")
+        self._refuse_closed()
         self._writer.refuse()
 
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise LogClosed("the log is closed")
+
     def _take_deps(self) -> Mapping[str, int]:
-        """What this node saw since its previous delta; more than one delta can name goes into deltas of its own first."""
+        """What this node saw since its previous delta; more than one delta can name goes into extra deltas first."""
         most = self.options.limits.deps_entries
-        while len(self._fresh) > most:
-            rest = dict(list(self._fresh.items())[most:])
-            self._fresh = dict(list(self._fresh.items())[:most])
-            self.append_nowait(None, kind="deltalog.context")
-            self._fresh = rest
-        return MappingProxyType(self._fresh)
+        while len(self._frontier.fresh) > most:
+            rest = dict(list(self._frontier.fresh.items())[most:])
+            self._frontier.fresh = dict(list(self._frontier.fresh.items())[:most])
+            try:
+                self.append_nowait(None, kind="deltalog.context")
+            finally:
+                self._frontier.fresh.update(rest)
+        return MappingProxyType(self._frontier.fresh)
 
     # ------------------------------------------------------------------------------------------------------- receive
 
     async def receive(self, deltas: Iterable[Delta]) -> Receipt:
-        """Take in deltas of other sources: apply what can be, keep what must wait, refuse what is wrong; say which is which.
+        """Take in deltas of other sources: apply what can be, keep what must wait, refuse what is wrong; say which.
 
         Never partly applies one. Waits for room in the ring. Raises `LogReadOnly`, `LogClosed`; deltas decided before
         stay decided. Cancelled: likewise.
         """
         await trio.lowlevel.checkpoint()
         self._refuse()
-        receipt = _Decisions()
-        for delta in deltas:
-            if not isinstance(delta, Delta):
-                raise UsageError(f"receive takes deltas, not {type(delta).__name__}")
-            stack = [delta]
-            while stack:
-                await self._decide(stack, receipt)
-        await self._compare(receipt)
-        return Receipt(receipt.applied, receipt.known, receipt.waiting, receipt.refused)
-
-    async def _decide(self, stack: list[Delta], receipt: _Decisions) -> None:
-        """Decide on the delta on top of the stack; what it sets free goes on top."""
-        delta = stack.pop()
-        objection = self._objection(delta)
-        if objection:
-            receipt.refused.append(Refusal(delta, objection))
-        elif delta.seq <= self._heads.get(delta.source, 0):
-            receipt.held.append(delta)
-        elif (need := lacking(delta, self._heads)) is not None:
-            self._hold(delta, need, receipt)
-        elif not self._ring.has_room(len(delta.record)):
-            await self._writer.wait_room(len(delta.record))
-            stack.append(delta)
-        elif not self._after_causes(delta) and not await self._after_stored_causes(delta):
-            reason = "its timestamp does not come after those of its predecessor and deps"
-            receipt.refused.append(Refusal(delta, reason))
-        elif delta.seq == self._heads.get(delta.source, 0) + 1 and self._ring.has_room(len(delta.record)):
-            self._apply(delta)
-            receipt.applied.append(delta.dot)
-            stack.extend(reversed(self._inbox.advance(delta.source, delta.seq)))
-        else:
-            stack.append(delta)  # something else happened while its causes were looked up: decide anew
-
-    def _objection(self, delta: Delta) -> str:
-        """What is wrong with a delta whatever is held here, "" if nothing is."""
-        limits = self.options.limits
-        try:
-            check_source(delta.source, limits)
-            for field, size, limit in (
-                ("payload", len(delta.record) - delta.body, limits.payload_bytes),
-                ("kind", len(delta.kind.encode()), limits.kind_bytes),
-                ("key", len(delta.key.encode()), limits.key_bytes),
-                ("deps", len(delta.deps), limits.deps_entries),
-            ):
-                if size > limit:
-                    raise LimitExceeded(field, size, limit, "entries" if field == "deps" else "bytes")
-            self.clock.check(delta.timestamp)
-        except (UsageError, ClockDrift) as error:
-            return str(error)
-        if delta.source == self.source and delta.seq > self._seq:
-            return f"it claims to be this node's own delta {delta.seq}, but this node has written {self._seq}"
-        return ""
-
-    def _hold(self, delta: Delta, need: Dot, receipt: _Decisions) -> None:
-        held = self._inbox.get(delta.dot)
-        if held is not None and held != delta:
-            receipt.refused.append(Refusal(delta, "another delta with this dot is waiting already"))
-        elif self._inbox.hold(delta, need):
-            receipt.waiting.append(delta.dot)
-        else:
-            reason = f"it must wait for {need.source!r}:{need.seq}, and {len(self._inbox):,} deltas wait already"
-            receipt.refused.append(Refusal(delta, reason))
-
-    def _after_causes(self, delta: Delta) -> bool:
-        """Whether a delta comes after its causes in time (invariant I6), as far as the heads can tell."""
-        times, timestamp = self._times, delta.timestamp
-        if delta.seq > 1 and times[delta.source] >= timestamp:
-            return False
-        return not delta.deps or all(times[source] < timestamp for source in delta.deps)
-
-    async def _after_stored_causes(self, delta: Delta) -> bool:
-        """The same, looking at the causes themselves."""
-        if delta.seq > 1 and self._times[delta.source] >= delta.timestamp:
-            return False
-        for source, seq in delta.deps.items():
-            if self._times[source] >= delta.timestamp:
-                cause = await self._reader.get(source, seq)
-                if cause is not None and cause.timestamp >= delta.timestamp:
-                    return False
-        return True
-
-    def _apply(self, delta: Delta) -> None:
-        """Make a delta visible whose predecessor and deps are (invariant I5)."""
-        self.clock.observe(delta.timestamp)
-        self._ring.push(delta.source, delta.seq, delta.record)
-        self._heads[delta.source] = self._fresh[delta.source] = delta.seq
-        self._times[delta.source] = delta.timestamp
-        if self._writer.idle:
-            self._writer.wake()
-        self._news.ring()
-
-    async def _compare(self, receipt: _Decisions) -> None:
-        """Sort what is held already into known and refused: the same dot must have the same bytes."""
-        stored: list[Delta] = []
-        for delta in receipt.held:
-            mine = self._reader.cached(delta.source, delta.seq)
-            if mine is None:
-                stored.append(delta)
-            else:
-                receipt.compared(delta, mine)
-        if stored:
-            for delta, mine in await self._offload(_stored_twins, self._store, stored):
-                receipt.compared(delta, mine)
+        return await self._receiver.receive(deltas)
 
     # ---------------------------------------------------------------------------------------------------------- read
 
     async def get(self, dot: tuple[str, int]) -> Delta | None:
         """The delta with this dot; None if there is none here, or it was dropped."""
         await trio.lowlevel.checkpoint()
+        self._refuse_closed()
         return await self._reader.get(*dot)
 
-    def by_source(self, source: str, *, after: int | None = None, until: int | None = None, reverse: bool = False) -> Stream:
+    def by_source(
+        self, source: str, *, after: int | None = None, until: int | None = None, reverse: bool = False
+    ) -> Stream:
         """Deltas of one source with after < seq <= until, ascending, or newest first; from the floor to the head.
 
         Raises `BelowFloor` if `after` is given and below the floor.
@@ -425,7 +354,8 @@ class DeltaLog:
         """Deltas with after < timestamp <= until (hybrid logical clock, see `clock.from_iso`), in timestamp order."""
         if type(after) is not int or after < -1:
             raise UsageError(f"after must be a timestamp, not {after!r}")
-        return self._opened(self._reader.between(after, _number("until", until, TIMESTAMP_MAX)))
+        until = min(_number("until", until, TIMESTAMP_MAX), self.clock.last)  # nothing visible is later
+        return self._opened(self._reader.between(after, until))
 
     def since(self, after: Mapping[str, int]) -> Stream:
         """Exactly the deltas that a version vector lacks, each once, in timestamp order (invariant I4).
@@ -441,11 +371,12 @@ class DeltaLog:
         return self._opened(self._reader.since(self._floors, self._heads))
 
     def subscribe(self, since: Mapping[str, int] | None = None, *, durable: bool = False) -> Subscription:
-        """What a version vector lacks (None: only what is new from now on), then all that comes, each once, without a gap.
+        """What a version vector lacks (None: nothing so far), then all that comes, each once, without a gap.
 
         durable: only what survives power loss here; what leaves this node must (invariant I3). Deltas that arrive late
         come when they arrive. `subscription.position` is where to go on after a restart. Raises `BelowFloor`.
         """
+        self._refuse_closed()
         start = dict(VersionVector(since)) if since is not None else dict(self._limit(durable)[0])
         check_floor(start, self._floors, self._heads)
         subscription = Subscription(
@@ -461,6 +392,7 @@ class DeltaLog:
 
     def _opened(self, stream: Stream) -> Stream:
         """Remember a read in progress: it holds the floor (invariant I13)."""
+        self._refuse_closed()
         self._streams.add(stream)
         return stream
 
@@ -480,11 +412,13 @@ class DeltaLog:
     async def _held(self, dot: tuple[str, int]) -> Delta:
         source, seq = dot
         floor = self._floors.get(source, 0)
-        if seq <= floor:
+        if 0 < seq <= floor:
             raise BelowFloor({source: floor}, {source: seq - 1})
         delta = await self.get(dot)
         if delta is None:
-            raise UsageError(f"there is no delta {source!r}:{seq} here; its source's head is {self._heads.get(source, 0)}")
+            raise UsageError(
+                f"there is no delta {source!r}:{seq} here; its source's head is {self._heads.get(source, 0)}"
+            )
         return delta
 
     async def _knows(self, later: Delta, earlier: Delta) -> bool:
@@ -512,7 +446,7 @@ class DeltaLog:
     async def truncate(
         self, *, until: Mapping[str, int] | None = None, retention: Retention | None = None
     ) -> Truncation:
-        """Drop old deltas: up to a version vector, or what a retention lets go. Only what is synced; never under a reader.
+        """Drop old deltas: up to a version vector, or what a retention lets go. Only synced ones; never under a reader.
 
         Says what was dropped and what readers in progress held back. The space comes back with `compact`.
         """
@@ -539,7 +473,7 @@ class DeltaLog:
         if any(stream.active for stream in self._streams):
             return {}
         for subscription in self._subscriptions:
-            floors = {source: min(seq, subscription.position.get(source, 0)) for source, seq in floors.items()}
+            floors = subscription.spare(floors)
         return {source: seq for source, seq in floors.items() if seq > self._floors.get(source, 0)}
 
     async def erase(self, dot: tuple[str, int], reason: str) -> Delta:
@@ -548,15 +482,16 @@ class DeltaLog:
         The payload's bytes leave the disk with the next `compact`. Other nodes keep theirs. Raises `UsageError` for a
         dot that is not held. Idempotent.
         """
-        if not isinstance(reason, str) or not reason or len(reason.encode()) > 1024:
-            raise UsageError("reason must be a text of 1 to 1,024 bytes")
+        if not text_bytes("reason", reason, _REASON_BYTES):
+            raise UsageError("reason must not be empty")
         delta = await self._held(dot)
         if delta.seq > self._writer.synced.get(delta.source, 0):
             await self.flush()
         erased: Delta | None = await self._offload(
             self._store.erase, delta.source, delta.seq, reason, self.clock.tick()
         )
-        assert erased is not None, "a synced delta above the floor is stored"
+        if erased is None:  # dropped meanwhile
+            raise BelowFloor({delta.source: delta.seq}, {delta.source: delta.seq - 1})
         self._ring.replace(erased.source, erased.seq, erased.record)
         return erased
 
@@ -566,7 +501,7 @@ class DeltaLog:
         return notes
 
     async def compact(self) -> None:
-        """Merge short blocks and give back the space of what was dropped or erased. Reads and appends go on meanwhile."""
+        """Merge short blocks, give back the space of what was dropped or erased. Reads and appends go on meanwhile."""
         await self._offload(self._store.compact)
 
 
@@ -582,47 +517,6 @@ class Truncation:
     """Seqs that should have gone and were held back by a reader in progress."""
 
 
-@attrs.define
-class _Decisions:
-    """The receipt while it is made."""
-
-    applied: list[Dot] = attrs.field(factory=list)
-    known: list[Dot] = attrs.field(factory=list)
-    waiting: list[Dot] = attrs.field(factory=list)
-    refused: list[Refusal] = attrs.field(factory=list)
-    held: list[Delta] = attrs.field(factory=list)
-    """Dots that are held already, still to be compared."""
-
-    def compared(self, delta: Delta, mine: Delta | None) -> None:
-        """Decide on a delta whose dot is held; `mine` is None if it was dropped since."""
-        if mine is None or _same(delta, mine):
-            self.known.append(delta.dot)
-        else:
-            self.refused.append(Refusal(delta, "another delta with this dot is held here: its source was forked"))
-
-
-def _same(a: Delta, b: Delta) -> bool:
-    """Whether two deltas with one dot are the same one, erased or not."""
-    if a.record == b.record:
-        return True
-    header = slice(CHAINED_FROM, a.body)
-    return a.record[header] == b.record[header] and chain.payload_hash(a) == chain.payload_hash(b)
-
-
-def _stored_twins(store: DeltaStore, deltas: Iterable[Delta]) -> list[tuple[Delta, Delta | None]]:
-    """Pair each delta with the stored one of its dot, reading neighbours together."""
-    pairs: list[tuple[Delta, Delta | None]] = []
-    page: dict[int, Delta] = {}
-    source = ""
-    for delta in sorted(deltas, key=lambda delta: delta.dot):
-        if delta.source != source or delta.seq not in page:
-            floor = store.heads()[delta.source].floor
-            source, after = delta.source, max(delta.seq - 1, floor)
-            page = {mine.seq: mine for mine in store.by_source(source, after, after + 1024).page(1024)}
-        pairs.append((delta, page.get(delta.seq)))
-    return pairs
-
-
 def _number(field: str, value: object, most: int) -> int:
     if type(value) is not int or not 0 <= value <= most:
         raise UsageError(f"{field} must be an integer from 0 to {most}, not {value!r}")
@@ -631,7 +525,7 @@ def _number(field: str, value: object, most: int) -> int:
 
 @asynccontextmanager
 async def open_nursery() -> AsyncIterator[trio.Nursery]:
-    """A nursery whose single failure comes out as itself, not wrapped in a group: the caller's error stays the caller's."""
+    """A nursery whose single failure comes out as itself, not wrapped in a group: the caller's error stays theirs."""
     try:
         async with trio.open_nursery() as nursery:
             yield nursery
@@ -639,13 +533,25 @@ async def open_nursery() -> AsyncIterator[trio.Nursery]:
         only = _only(group)
         if only is None:
             raise
-        raise only from only.__cause__
+        context, hidden = only.__context__, only.__suppress_context__
+        try:
+            raise only
+        finally:
+            only.__context__, only.__suppress_context__ = context, hidden
+            del only, group
 
 
-def _only(error: BaseException) -> BaseException | None:
-    """The one error in a group, however deep; None if there are several."""
-    while isinstance(error, BaseExceptionGroup):
-        if len(error.exceptions) != 1:
-            return None
-        error = error.exceptions[0]
-    return error
+def _only(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
+    """The one error in a group, not counting those that another one in it caused; None if there are several."""
+    errors = list(_leaves(group))
+    first = [error for error in errors if not any(error.__cause__ is other for other in errors)]
+    first = [error for error in first if not isinstance(error, trio.Cancelled)] or first[:1]
+    return first[0] if len(first) == 1 else None
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error

@@ -289,7 +289,7 @@ class _DataDisk:
         return self._data.store.heads()
 
     def has_room(self) -> bool:
-        """Recovery writes the WAL out once more before it is dropped: twice that must be free, and some to go on with."""
+        """Recovery writes the WAL out once more before dropping it: twice that must be free, and some to go on with."""
         free = os.statvfs(self._data.path)
         return free.f_bavail * free.f_frsize >= 2 * self._data.store.wal_bytes() + (4 << 20)
 
@@ -349,30 +349,28 @@ async def open_manager(
     )
     manager = Manager(Path(path), memory, upkeep, on_problem, offload)
     data: OpenData = await offload(open_data, Path(path), opening, memory, options.ring_deltas, progress)
-    log = DeltaLog(
-        data.source,
-        data.store,
-        _DataDisk(data, reserve_bytes),
-        options=options,
-        offload=offload,
-        mark=data.witness.mark,
-    )
-    manager.log, manager.startup = log, data.report
-    log.startup = data.report
-    log.fill(data.recent)
-    data.recent = []
-    clean = False
+    log: DeltaLog | None = None
     try:
+        log = DeltaLog(
+            data.source,
+            data.store,
+            _DataDisk(data, reserve_bytes),
+            options=options,
+            offload=offload,
+            mark=data.witness.mark,
+        )
+        manager.log, manager.startup = log, data.report
+        log.startup = data.report
+        log.fill(data.recent)
+        data.recent = []
         manager.join(DELTA, _DeltaMember(log, data, upkeep, offload))
         async with log.running(), open_nursery() as nursery:
             nursery.start_soon(manager.maintain)
             yield manager
             nursery.cancel_scope.cancel()
-        clean = True
     finally:
         with trio.CancelScope(shield=True):
-            clean = clean or not log.statistics().ring.pending
-            await offload(_close, data, clean)
+            await offload(_close, data, log is not None and log.drained)
 
 
 def _close(data: OpenData, clean: bool) -> None:

@@ -37,7 +37,9 @@ class MemoryStore:
 
     def write(self, runs: Sequence[Run]) -> None:
         with self._open():
-            staged = {name: source.copy() for name, source in self._sources.items() if any(r.source == name for r in runs)}
+            staged = {
+                name: source.copy() for name, source in self._sources.items() if any(r.source == name for r in runs)
+            }
             for run in runs:
                 staged.setdefault(run.source, _Source.empty(run.source)).extend(run)
             self._sources.update(staged)

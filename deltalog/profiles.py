@@ -63,13 +63,18 @@ class FamilyProfile:
 class SharedMemory:
     """One block cache and one budget of write buffers for all instances of a process: made once, given to each open.
 
-    Write buffers are charged to the cache, so `cache_bytes` caps both.
+    Write buffers are charged to the cache, so `cache_bytes` is a target for both together. What is being flushed or
+    read at the moment may pass it: by a tenth under steady load, more if single batches are large.
+
+    A block that is in the cache is not read from disk again, not even by another instance over the same files. Who
+    wants to know what is on disk opens it read-only with a `SharedMemory` of its own.
     """
 
     cache_bytes: int = attrs.field(default=32 << 20, validator=_at_least(1 << 20))
     """Blocks, indexes and filters that were read, and the write buffers; default 32 MiB."""
     write_buffers_bytes: int = attrs.field(default=16 << 20, validator=_at_least(1 << 20))
-    """All instances together; default 16 MiB. Reaching it flushes an instance; it never stalls a write."""
+    """All instances together; default 16 MiB. Reaching it flushes the instance that writes. Too small for the load, it
+    flushes so often that writes are refused (StoreBackpressure): 4 MiB was too small for five busy instances."""
     cache: Cache = attrs.field(init=False, repr=False, eq=False)
     buffers: WriteBufferManager = attrs.field(init=False, repr=False, eq=False)
 
@@ -98,6 +103,9 @@ OPEN_FILES_MAX = 64
 INFO_LOGS_MAX = 4
 """LOG files kept, of 1 MiB at most. RocksDB's default is 1000."""
 
+_ARENA_BYTES = 64 << 10
+"""Step in which write buffers grow. RocksDB's default, an eighth of the buffer, makes ten families of little use each
+look full: five instances under load then took 17 MB, not 8, and refused ten times as many writes."""
 _ZSTD_LEVEL = 3  # of the levels above the last, where `compression` is "zstd"
 _WINDOW_BITS = -14  # zlib's; RocksDB wants it set, zstd ignores it
 _COMPRESSIONS = {"zstd": DBCompressionType.zstd, "lz4": DBCompressionType.lz4, "none": DBCompressionType.none}
@@ -121,6 +129,7 @@ def _set_family(made: Options, profile: FamilyProfile, memory: SharedMemory) -> 
         blocks.set_bloom_filter(profile.bloom_bits, False)
     made.set_block_based_table_factory(blocks)
     made.set_write_buffer_size(profile.write_buffer_bytes)
+    made.set_arena_block_size(_ARENA_BYTES)
     made.set_max_write_buffer_number(4)  # three may wait for a flush before writes are refused
     made.set_target_file_size_base(profile.file_bytes)
     made.set_compression_type(_COMPRESSIONS[profile.compression]())
@@ -143,4 +152,3 @@ def _set_instance(made: Options, memory: SharedMemory, wal_tail: WalTail) -> Non
     made.set_max_log_file_size(1 << 20)
     made.set_stats_dump_period_sec(0)  # else a thread wakes and writes statistics to LOG every ten minutes
     made.set_stats_persist_period_sec(0)
-    made.set_skip_stats_update_on_db_open(True)

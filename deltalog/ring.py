@@ -84,23 +84,30 @@ class Ring:
             len(self._arrivals) < self.deltas_max and self._bytes + size_bytes <= self.bytes_max
         )
 
-    def push(self, source: str, seq: int, record: bytes) -> None:
-        """Take in the next delta of its source. The caller has asked `has_room`."""
+    def push(self, source: str, seq: int, record: bytes) -> bool:
+        """Take in the next delta of its source (the caller knows that it is the next); False if there is no room."""
+        size = len(record)
+        if (len(self._arrivals) >= self.deltas_max or self._bytes + size > self.bytes_max) and not self.has_room(size):
+            return False
         run = self._runs.get(source)
         if run is None:
             run = self._runs[source] = _Run(seq)
-        assert seq == run.first + len(run.records), "seqs of a source are dense"
         run.records.append(record)
         self._arrivals.append(source)
-        self._bytes += len(record)
+        self._bytes += size
+        return True
 
     def fill(self, deltas: Iterable[tuple[str, int, bytes]]) -> None:
-        """Start with (source, seq, record) of deltas that are stored already; only for a ring that nothing was pushed to."""
+        """Start with (source, seq, record) of stored deltas; only for a ring that nothing was pushed to.
+
+        Of more than there is room for, the last stay.
+        """
         assert not self._arrivals and self.first == 1
         for source, seq, record in deltas:
             self.push(source, seq, record)
-        self.first = 1 - len(self._arrivals)
-        self._advance(self._arrivals)
+            self._runs[source].stored += 1
+            self.stored += 1
+        self.first, self.stored = 1 - len(self._arrivals), 0
 
     def unstored(self, count: int, size_bytes: int) -> tuple[list[Pending], int]:
         """The next deltas to store, by source, and how many: at most `count` and `size_bytes`, but at least one."""

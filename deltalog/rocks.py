@@ -9,7 +9,9 @@ thread. Measured on rocksdict 0.3.29 (RocksDB 9.8.4):
 | every failure is a bare `Exception`; only the text tells          | `mapped_errors`                            |
 | `write(sync=True)` holds the GIL through the fsync                | `write`, then `sync`, which releases it    |
 | a stalled write holds the GIL too                                 | no_slowdown: StoreBackpressure instead     |
-| keys()/items()/values() end silently at a damaged block           | `Cursor`: an iterator and its status      |
+| keys()/items()/values() end silently at a damaged block           | `Cursor`: an iterator and its status       |
+| an iterator's lower bound is taken for its upper; the upper is a  | `Cursor` ends its reads itself             |
+| pointer to bytes that nobody keeps: the answer is short           |                                            |
 | a damaged log makes open spin for ever, or comes up short         | `walguard` before every open               |
 | a second try at a failed open can come up empty, deleting files   | `open` never creates, never tries again    |
 | killed while it creates: a directory neither missing nor usable   | `create` renames a finished one            |
@@ -44,13 +46,12 @@ from rocksdict import (
     ColumnFamily,
     CompactOptions,
     Rdict,
-    ReadOptions,
     WriteBatch,
     WriteOptions,
 )
 
 from deltalog import rocks_directory, rocks_fork, walguard
-from deltalog.errors import StoreBusy, StoreClosed, StoreCorrupt, StoreError, StoreUsageError
+from deltalog.errors import StoreBackpressure, StoreBusy, StoreClosed, StoreCorrupt, StoreError, StoreUsageError
 from deltalog.profiles import FamilyProfile, SharedMemory, WalTail, options
 from deltalog.rocks_errors import mapped_errors
 from deltalog.rocks_values import Batch, FileInfo, Health, refuse_inverted, refuse_not_bytes
@@ -73,6 +74,7 @@ DEFAULT: Final = "default"
 UNFLUSHED: Final = "memtable/WAL"
 """What `Rocks.file_of` says of data that no sorted file holds yet."""
 
+
 class _Use(mapped_errors):
     """A call on a handle: counted while it lasts, refused if the handle is closed (or, when it writes, dead)."""
 
@@ -94,7 +96,7 @@ class _Use(mapped_errors):
             super().__exit__(kind, error, traceback)
 
     def saw(self, error: StoreError) -> None:
-        if self.writes and not self.rocks._dead():
+        if self.writes and not isinstance(error, StoreBackpressure) and not self.rocks._dead():
             self.rocks._last_error = error
 
 
@@ -134,9 +136,7 @@ class Rocks:
     # ------------------------------------------------------------------------------------------------ open and close
 
     @classmethod
-    def create(
-        cls, path: str | os.PathLike[str], families: Mapping[str, FamilyProfile], memory: SharedMemory
-    ) -> Rocks:
+    def create(cls, path: str | os.PathLike[str], families: Mapping[str, FamilyProfile], memory: SharedMemory) -> Rocks:
         """Make a new, empty instance at `path` (absent, or an empty directory) and open it.
 
         All or nothing: it is made in `<path>.creating` and renamed; what a crash left there is removed. The caller's
@@ -144,6 +144,7 @@ class Rocks:
         parent directory) or StoreIOError.
         """
         path = rocks_directory.absolute(path)
+        _refuse_misuse(families)
         rocks_directory.refuse_occupied(path)
         unfinished = path.with_name(path.name + ".creating")
         with mapped_errors(f"create {path}"):
@@ -170,6 +171,7 @@ class Rocks:
         or StoreIOError. Do not simply call it again after one: RocksDB deletes files that it does not expect.
         """
         path = rocks_directory.absolute(path)
+        _refuse_misuse(families)
         _refuse_damaged(path, wal_tail)
         with mapped_errors(f"open {path}"):
             return cls(path, families, _rdict(path, families, memory, wal_tail=wal_tail), writable=True)
@@ -189,6 +191,7 @@ class Rocks:
         that nothing reads; for these the directory must be writable. Raises as `open` does, but for StoreInUse.
         """
         path = rocks_directory.absolute(path)
+        _refuse_misuse(families)
         _refuse_damaged(path, wal_tail)
         with mapped_errors(f"open {path} for reading"):
             access = AccessType.read_only(error_if_log_file_exist=False)
@@ -333,11 +336,9 @@ class Rocks:
         next(walk)  # its first yield: the moment is fixed, and from there on its `finally` runs even if it is dropped
         return walk
 
-    def _walk(
-        self, family: str, begin: bytes, end: bytes | None, reverse: bool
-    ) -> Generator[KeyValue, None, None]:
+    def _walk(self, family: str, begin: bytes, end: bytes | None, reverse: bool) -> Generator[KeyValue, None, None]:
         with _Use(self, f"scan of {family}"):
-            cursor = self._new_cursor(family, begin, end)
+            cursor = self._new_cursor(family)
             try:
                 yield b"", b""
                 yield from cursor.walk(begin, end, reverse=reverse)
@@ -348,7 +349,7 @@ class Rocks:
         """Return the greatest key in [at_least, at_most], both inclusive, with its value; None if there is none."""
         refuse_not_bytes(f"seek in {family}", at_most, at_least)
         with _Use(self, f"seek in {family}"):
-            cursor = self._new_cursor(family, at_least)
+            cursor = self._new_cursor(family)
             try:
                 return cursor.last(at_most, at_least)
             finally:
@@ -366,13 +367,8 @@ class Rocks:
             raise
         return View(f"{doing}, {self.path}", cursors, lambda: self._leave(doing))
 
-    def _new_cursor(self, family: str, begin: bytes = b"", end: bytes | None = None) -> Cursor:
-        bounds = ReadOptions()
-        if begin:
-            bounds.set_iterate_lower_bound(begin)
-        if end is not None:
-            bounds.set_iterate_upper_bound(end)
-        cursor = Cursor(self._rdict_of(family).iter(bounds))
+    def _new_cursor(self, family: str) -> Cursor:
+        cursor = Cursor(self._rdict_of(family).iter())  # without bounds: see the table
         self._cursors.add(cursor)
         return cursor
 
@@ -391,8 +387,9 @@ class Rocks:
         """Flush, then merge all files of [begin, end) of a family (of each if None) down to the last level.
 
         Afterwards no file holds what was deleted or replaced in the range before, but those that an open scan or view
-        still needs. Releases the GIL. Raises StoreCorrupt if a damaged block was met: the files are as before, and
-        RocksDB takes no more writes. Damage in files it had no need to read is not noticed; a scan notices.
+        still needs. Releases the GIL. Raises StoreCorrupt if a damaged block was met: no file is lost, and RocksDB
+        takes no more writes. Damage in files that it had no need to read, or in blocks that it took from the cache, is
+        not noticed.
         """
         refuse_inverted("compact", begin, end)
         merge = CompactOptions()
@@ -492,14 +489,17 @@ def _rdict(
     wal_tail: WalTail = "refuse",
     create: bool = False,
 ) -> Rdict:
-    rocks_fork.refuse_without_threads()
-    if DEFAULT in families:
-        raise StoreUsageError(f"the family {DEFAULT!r} is always there and stays empty; name others")
     instance = options(FamilyProfile(), memory, wal_tail)
     instance.create_if_missing(create)
     instance.create_missing_column_families(create)
     each = {name: options(profile, memory, wal_tail) for name, profile in families.items()}
     return Rdict(str(path), instance, {DEFAULT: instance, **each}, access or AccessType.read_write())
+
+
+def _refuse_misuse(families: Mapping[str, FamilyProfile]) -> None:
+    rocks_fork.refuse_without_threads()
+    if DEFAULT in families:
+        raise StoreUsageError(f"the family {DEFAULT!r} is always there and stays empty; name others")
 
 
 def _refuse_damaged(path: Path, wal_tail: WalTail) -> None:

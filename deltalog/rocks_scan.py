@@ -1,18 +1,20 @@
 """Reads that span blocks: by source, since a version vector, by time, the newest. Plain data between pages, no handles.
 
 Every page opens a consistent view of its own, finds its place again by seq or timestamp, and checks that what it reads
-is whole: seq = last + 1, or an error (invariant I2). So a scan outlives merges, truncation and a re-opened store.
+is whole: seq = last + 1, or an error (invariant I2). So a scan outlives merges, truncation and a re-opened store. A
+page that raised can be asked for again: nothing was lost.
 
-Merging by time: sources are runs that ascend in time, so a window of time is decided by whichever run ends first. All
-runs give what they hold up to there, and one sort of these few runs (Timsort: linear in runs that ascend already) costs
-less than comparing delta by delta.
+Merging by time: sources are runs that ascend in time, and each is decoded some way ahead. A window reaches up to the
+place where the first of them must be read on. All runs give what they hold up to there, and one sort of these few runs
+(Timsort: linear in runs that ascend already) costs less than comparing delta by delta. How far ahead is bounded for all
+runs together, so memory is bounded whatever the number of sources and however unequal their pace.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
-from heapq import heapify, heappop, heappush
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from heapq import heappop, heappush
 from operator import attrgetter
 from typing import Final, Protocol
 
@@ -20,14 +22,18 @@ from deltalog import block, keys
 from deltalog.delta import TIMESTAMP_MAX, Delta
 from deltalog.errors import BelowFloor, StoreCorrupt
 from deltalog.keys import BY_TIME, DELTAS, Head, TimeEntry
-from deltalog.rocks_view import View
+from deltalog.rocks_view import KeyValue, View
 
-_AHEAD: Final = 512
-"""Deltas that a run is read ahead in a merge."""
-_HELD_MAX: Final = 65_536
-"""Deltas that a merge keeps decoded between windows; beyond, runs are read again when their turn comes."""
+_AHEAD: Final = 2048
+"""Deltas that a run is read ahead in a merge, at most."""
+_HELD_DELTAS: Final = 65_536
+"""Deltas that all runs of a merge together are read ahead; but each at least one."""
+_HELD_BYTES: Final = 32 << 20
+"""Bytes of records that all runs of a merge together are read ahead."""
+_PAGE_BYTES: Final = 8 << 20
+"""A page ends early when so many bytes of records were read for it."""
 _ENTRIES: Final = 256
-"""Index entries read of one level at a time."""
+"""Index entries of one level that are read at a time, but for more that share the last one's timestamp."""
 
 _timestamp = attrgetter("timestamp")
 
@@ -47,12 +53,11 @@ class Blocks(Protocol):
         """Source of a number."""
         ...
 
-    def block_at(self, view: View, source_no: int, source: str, seq: int) -> block.Block | None:
-        """The block that holds (source, seq)."""
-        ...
+    def decode_part(self, source: str, key: bytes, value: bytes, seq: int, count: int) -> tuple[list[Delta], int]:
+        """Decode up to `count` deltas of the block under `key`, from `seq` on; return them and their records' bytes.
 
-    def decode_block(self, source: str, key: bytes, value: bytes) -> block.Block:
-        """Decode what stands under `key`, or raise `StoreCorrupt` naming it."""
+        Those it has: none if it ends before `seq`. Raises `StoreCorrupt` naming the key.
+        """
         ...
 
     def time_entry(self, key: bytes, value: bytes) -> TimeEntry:
@@ -60,10 +65,21 @@ class Blocks(Protocol):
         ...
 
 
+def missing(store: Blocks, source: str, seq: int) -> BelowFloor | StoreCorrupt:
+    """What to raise where (source, seq) should stand and does not: it was dropped, or it is lost."""
+    row = store.row(source)
+    if row is not None and seq <= row[1].floor:
+        return BelowFloor({source: row[1].floor}, {source: seq - 1})
+    return StoreCorrupt(f"{DELTAS}: ({source!r}, {seq}) is missing")
+
+
+# ------------------------------------------------------------------------------------------------------- by source
+
+
 class Run:
     """Reads one source upwards: what is wanted of it, and what is decoded already."""
 
-    __slots__ = ("held", "next", "source", "source_no", "store", "timestamp", "until")
+    __slots__ = ("ahead", "held", "next", "size_bytes", "source", "source_no", "store", "until", "until_timestamp")
 
     def __init__(self, store: Blocks, source: str, source_no: int, after: int, until: int) -> None:
         self.store = store
@@ -72,58 +88,59 @@ class Run:
         self.next = after + 1
         """Seq of the next delta to give out."""
         self.until = until
+        self.until_timestamp = TIMESTAMP_MAX
+        """What is later is not wanted either, and not read beyond its block."""
+        self.ahead = block.DELTAS_MAX
+        """Deltas to decode at the next load: more each time."""
         self.held: list[Delta] = []
         """Decoded deltas from `next` on."""
-        self.timestamp = 0
-        """Timestamp of the delta at `next`, once `load` has been called."""
+        self.size_bytes = 0
+        """Bytes of their records when they were loaded."""
 
     @property
     def done(self) -> bool:
         """Whether all that was wanted has been given out."""
         return self.next > self.until
 
-    def load(self, view: View, count: int) -> None:
-        """Decode at least `count` deltas from `next` on, fewer at the end. Raises unless they are all there."""
-        need = self.next + len(self.held)
-        if not self.held:
-            found = view.last(DELTAS, keys.block_key(self.source_no, need), keys.block_key(self.source_no, 0))
-            begin = keys.block_key(self.source_no, need) if found is None else found[0]
-        else:
-            begin = keys.block_key(self.source_no, self.held[-1].seq)
-        end = keys.block_key(self.source_no, self.until + 1)
-        if need <= self.until and len(self.held) < count:
-            for key, value in view.scan(DELTAS, begin, end):
-                need = self._take(self.store.decode_block(self.source, key, value), need)
-                if need > self.until or len(self.held) >= count:
-                    break
-            else:
-                self._missing(need)
-        self.timestamp = self.held[0].timestamp
+    @property
+    def more(self) -> bool:
+        """Whether more is wanted than is decoded."""
+        return self.next + len(self.held) <= self.until
 
-    def _take(self, found: block.Block, need: int) -> int:
-        """Keep what is wanted of a block; return the seq that must come next."""
-        first, last = found.deltas[0].seq, found.deltas[-1].seq
-        if last < need:
-            return need
-        if first > need:
-            self._missing(need)
-        self.held += found.deltas[need - first : self.until + 1 - first]
-        return last + 1
+    def load(self, view: View, count: int, size_bytes: int) -> None:
+        """Decode the next deltas unless some are held: up to `count`, or up to `size_bytes`; at least one."""
+        if self.held or self.done:
+            return
+        held, need, read = list[Delta](), self.next, 0
+        count = min(count, self.ahead)
+        for key, value in self._blocks(view):
+            wanted = min(count - len(held), self.until + 1 - need)
+            part, size = self.store.decode_part(self.source, key, value, need, wanted)
+            if not part or part[0].seq != need:
+                break
+            held += part
+            need += len(part)
+            read += size
+            full = len(held) >= count or read >= size_bytes
+            if full or need > self.until or part[-1].timestamp >= self.until_timestamp:
+                self.held, self.size_bytes = held, read
+                self.ahead *= 2
+                return
+        raise missing(self.store, self.source, need)
 
-    def _missing(self, need: int) -> None:
-        row = self.store.row(self.source)
-        floor = row[1].floor if row is not None else 0
-        if need <= floor:
-            raise BelowFloor({self.source: floor}, {self.source: need - 1})
-        raise StoreCorrupt(f"{DELTAS}: ({self.source!r}, {need}) is missing")
+    def _blocks(self, view: View) -> Iterator[KeyValue]:
+        """The block that holds `next`, and those behind it."""
+        first = view.last(DELTAS, keys.block_key(self.source_no, self.next), keys.block_key(self.source_no, 0))
+        if first is not None:
+            yield first
+        begin, end = keys.block_key(self.source_no, self.next + 1), keys.block_key(self.source_no, self.until + 1)
+        yield from view.scan(DELTAS, begin, end)
 
     def give(self, count: int) -> list[Delta]:
         """Give out the next `count` decoded deltas."""
         given = self.held[:count]
         self.held = self.held[count:]
         self.next += len(given)
-        if self.held:
-            self.timestamp = self.held[0].timestamp
         return given
 
 
@@ -134,213 +151,278 @@ class SourceScan:
         row = store.row(source)
         self._store, self._source, self._reverse = store, source, reverse
         self._source_no = row[0] if row is not None else 0
-        self._after = after
-        self._until = min(until, row[1].seq) if row is not None else after
+        self._after = max(after, 0)
+        self._until = min(until, row[1].seq) if row is not None else 0
 
     def page(self, count: int) -> Sequence[Delta]:
         if self._after >= self._until:
             return []
         with self._store.view() as view:
-            return self._down(view, count) if self._reverse else self._up(view, count)
+            return self._down(view, max(count, 1)) if self._reverse else self._up(view, max(count, 1))
 
     def _up(self, view: View, count: int) -> Sequence[Delta]:
         run = Run(self._store, self._source, self._source_no, self._after, self._until)
-        run.load(view, count)
-        self._after = min(self._after + count, run.held[-1].seq)
-        return run.held[:count]
+        run.ahead = count
+        run.load(view, count, _PAGE_BYTES)
+        self._after = run.held[-1].seq
+        return run.held
 
     def _down(self, view: View, count: int) -> Sequence[Delta]:
-        run = Run(self._store, self._source, self._source_no, max(self._after, self._until - count), self._until)
-        run.load(view, count)
-        self._until = run.next - 1
-        return run.held[::-1]
+        found, need, read = list[Delta](), self._until, 0
+        begin, end = keys.block_key(self._source_no, 0), keys.block_key(self._source_no, need + 1)
+        for key, value in view.scan(DELTAS, begin, end, reverse=True):
+            first = max(self._after + 1, need - count + len(found) + 1)
+            part, size = self._store.decode_part(self._source, key, value, first, need - first + 1)
+            part = part[: need + 1 - part[0].seq] if part else []
+            if not part or part[-1].seq != need:
+                break
+            found += reversed(part)
+            need = part[0].seq - 1
+            read += size
+            if need == self._after or len(found) >= count or read >= _PAGE_BYTES:
+                self._until = need
+                return found
+        raise missing(self._store, self._source, need)
 
 
-class SinceScan:
-    """What a version vector lacks, by (timestamp, source): each source is a run, merged window by window."""
+# ----------------------------------------------------------------------------------------------- by (timestamp, source)
+
+
+class MergedScan:
+    """Deltas of many runs, by (timestamp, source). A subclass says which runs, and when their time has come."""
+
+    def __init__(self, store: Blocks) -> None:
+        self._store = store
+        self._new: list[Run] = []
+        """Runs whose next timestamp is not known."""
+        self._heap: list[tuple[int, str, Run]] = []
+        """All other runs that are not done, by the place of their next delta."""
+        self._read_bytes = 0
+        """Bytes of records read so far."""
+        self._ready: list[Delta] = []
+        self._given = 0
+        """How many of `_ready` were given out."""
+
+    def page(self, count: int) -> Sequence[Delta]:
+        count = max(count, 1)
+        if len(self._ready) - self._given < count and not self._ended():
+            with self._store.view() as view:
+                self._fill(view, count)
+        start, self._given = self._given, min(self._given + count, len(self._ready))
+        return self._ready[start : self._given]
+
+    def _fill(self, view: View, count: int) -> None:
+        """Add windows to `_ready` until that has `count` deltas to give, or those of many bytes."""
+        self._ready, self._given = self._ready[self._given :], 0
+        enough = self._read_bytes + _PAGE_BYTES
+        while not self._ended() and (not self._ready or (len(self._ready) < count and self._read_bytes < enough)):
+            self._ready += self._advance(view)
+
+    def _ended(self) -> bool:
+        """Whether nothing is left to read."""
+        return not self._heap and not self._new
+
+    def _advance(self, view: View) -> list[Delta]:
+        """Go one step on; return what can be given out, maybe nothing yet."""
+        return self._window(view, TIMESTAMP_MAX)
+
+    def _share(self) -> tuple[int, int]:
+        """How many deltas, and of how many bytes, one run may be read ahead."""
+        runs = max(1, len(self._heap) + len(self._new))
+        return max(1, min(_AHEAD, _HELD_DELTAS // runs)), _HELD_BYTES // runs
+
+    def _place_new(self, view: View) -> None:
+        """Learn the next timestamp of the runs where it is not known."""
+        count, size_bytes = self._share()
+        while self._new:
+            run = self._new[-1]
+            run.load(view, count, size_bytes)
+            self._read_bytes += run.size_bytes
+            if run.held:
+                heappush(self._heap, (run.held[0].timestamp, run.source, run))
+            if run.size_bytes > 2 * size_bytes:
+                run.held = []  # too heavy to wait decoded; read again when its turn comes
+            del self._new[-1]
+
+    def _window(self, view: View, limit: int) -> list[Delta]:
+        """Give out what comes next up to timestamp `limit`, as far as it is decoded."""
+        self._place_new(view)
+        share = self._share()
+        end, turn = (limit + 1, ""), list[tuple[int, str, Run]]()
+        try:
+            while self._heap and self._heap[0][:2] <= end:
+                turn.append(heappop(self._heap))
+                run = turn[-1][2]
+                run.load(view, *share)
+                if run.more:
+                    end = min(end, (run.held[-1].timestamp, run.source))
+        except BaseException:
+            for place in turn:
+                heappush(self._heap, place)
+            raise
+        return in_order([self._give(run, *end) for _, _, run in turn])
+
+    def _give(self, run: Run, timestamp: int, source: str) -> list[Delta]:
+        """What a run holds up to a place; the run waits for its next turn."""
+        given = run.give(bisect_right(run.held, timestamp - (run.source > source), key=_timestamp))
+        if run.held:
+            heappush(self._heap, (run.held[0].timestamp, run.source, run))
+        elif not run.done:
+            self._new.append(run)
+        return given
+
+
+class SinceScan(MergedScan):
+    """What a version vector lacks."""
 
     def __init__(self, store: Blocks, after: Mapping[str, int], until: Mapping[str, int]) -> None:
-        self._store = store
-        self._heap: list[tuple[int, str, Run]] = []
-        self._new: list[Run] = []
+        super().__init__(store)
         for source, high in until.items():
             row = store.row(source)
-            low = after.get(source, 0)
+            low = max(after.get(source, 0), 0)
             if row is not None and low < min(high, row[1].seq):
                 self._new.append(Run(store, source, row[0], low, min(high, row[1].seq)))
-        self._ahead = max(block.DELTAS_MAX, _AHEAD // max(1, len(self._new) // 16))
-
-    def page(self, count: int) -> Sequence[Delta]:
-        found: list[Delta] = []
-        if not self._new and not self._heap:
-            return found
-        with self._store.view() as view:
-            self._begin(view)
-            while self._heap and len(found) < count:
-                found += self._window(view)
-        return found
-
-    def _begin(self, view: View) -> None:
-        """Find the first timestamp of each run; keep the deltas decoded for it while there are few."""
-        new, self._new = self._new, []
-        keep = len(new) * block.DELTAS_MAX <= _HELD_MAX
-        for run in new:
-            run.load(view, 1)
-            self._heap.append((run.timestamp, run.source, run))
-            if not keep:
-                run.held = []
-        heapify(self._heap)
-
-    def _window(self, view: View) -> list[Delta]:
-        """Give out all deltas up to the last one decoded of the run that is behind."""
-        behind = self._heap[0][2]
-        behind.load(view, self._ahead)
-        end = behind.held[-1].timestamp
-        parts: list[list[Delta]] = []
-        while self._heap and self._heap[0][0] <= end:
-            run = heappop(self._heap)[2]
-            self._give_until(view, run, end, parts)
-            if not run.done:
-                heappush(self._heap, (run.timestamp, run.source, run))
-        self._forget()
-        return in_order(parts)
-
-    def _give_until(self, view: View, run: Run, end: int, parts: list[list[Delta]]) -> None:
-        while not run.done:
-            run.load(view, 1)
-            if run.timestamp > end:
-                return
-            parts.append(run.give(bisect_right(run.held, end, key=_timestamp)))
-
-    def _forget(self) -> None:
-        """Drop what is decoded ahead when it is too much in all; it is read again when its turn comes."""
-        if len(self._heap) * block.DELTAS_MAX > _HELD_MAX:
-            for _, _, run in self._heap:
-                run.held = []
 
 
-class TimeScan:
-    """Deltas of an interval of time, found through the index."""
+class _TimeRun(Run):
+    """What one source has within an interval of time; what was dropped of it meanwhile is skipped."""
+
+    __slots__ = ("after_timestamp",)
+
+    def __init__(self, store: Blocks, source: str, seq: int, interval: tuple[int, int]) -> None:
+        """`seq` is one to begin at, not above the first that is wanted."""
+        row = store.row(source)
+        assert row is not None, "a source with a name has a row"
+        super().__init__(store, source, row[0], seq - 1, row[1].seq)
+        self.after_timestamp, self.until_timestamp = interval
+
+    def load(self, view: View, count: int, size_bytes: int) -> None:
+        while not self.held and not self.done:
+            try:
+                super().load(view, max(count, block.DELTAS_MAX) if self.after_timestamp >= 0 else count, size_bytes)
+            except BelowFloor as dropped:
+                self.next = dropped.floor[self.source] + 1
+            else:
+                self._trim(count)
+
+    def _trim(self, count: int) -> None:
+        low = bisect_right(self.held, self.after_timestamp, key=_timestamp)
+        high = bisect_right(self.held, self.until_timestamp, key=_timestamp)
+        if high < len(self.held):
+            self.until = self.next + high - 1
+        kept = self.held[low : min(high, low + count)]
+        self.size_bytes = self.size_bytes * len(kept) // len(self.held)
+        self.next += low
+        self.held = kept
+        if kept:
+            self.after_timestamp = -1  # what comes now is later
+
+
+class TimeScan(MergedScan):
+    """Deltas of an interval of time. The index says which sources have any, and where each begins."""
 
     def __init__(self, store: Blocks, after: int, until: int) -> None:
-        self._store = store
-        self._after = max(after, -1)
-        """Timestamp up to which everything was given out."""
-        self._until = min(until, TIMESTAMP_MAX)
-        self._held: dict[int, list[Delta]] = {}
-        """Decoded deltas behind `_after`, by source number, ascending."""
+        super().__init__(store)
+        self._interval = max(after, -1), min(until, TIMESTAMP_MAX)
+        self._frontier = -1 if after < until else self._interval[1]
+        """Every source with a block that starts up to here and reaches into the interval is known."""
+        self._known: set[int] = set()
+        self._ahead = _AHEAD
 
-    def page(self, count: int) -> Sequence[Delta]:
-        entries = _ENTRIES
-        while self._after < self._until:
-            before = self._after
-            with self._store.view() as view:
-                found = self._window(view, count, entries)
-            if found:
-                return found
-            if self._after == before:
-                entries *= 4  # that many blocks start at one timestamp
+    def _ended(self) -> bool:
+        return self._frontier >= self._interval[1] and super()._ended()
+
+    def _advance(self, view: View) -> list[Delta]:
+        self._place_new(view)
+        if self._heap and self._heap[0][0] <= self._frontier:
+            return self._window(view, self._frontier)
+        if self._frontier < self._interval[1]:
+            self._discover(view)
         return []
 
-    def _window(self, view: View, count: int, entries: int) -> list[Delta]:
-        """Decode blocks in the order of their first timestamps until `count` deltas are complete."""
-        blocks, complete = overlapping(self._store, view, self._after, self._until, entries)
-        ready = sum(map(len, self._held.values()))
-        for entry in blocks:
-            if ready >= count:
-                complete = min(complete, entry.first - 1)
-                if complete > self._after:
-                    break
-            ready += self._decode(view, entry)
-        return self._give(complete)
+    def _discover(self, view: View) -> None:
+        """Move the frontier on; begin a run for each source that comes in sight."""
+        entries, frontier = overlapping(self._store, view, self._frontier, *self._interval)
+        for entry in entries:
+            if entry.source_no not in self._known:
+                self._new.append(_TimeRun(self._store, self._store.name(entry.source_no), entry.seq, self._interval))
+                self._known.add(entry.source_no)
+        self._frontier = frontier
+        self._trim()
 
-    def _decode(self, view: View, entry: TimeEntry) -> int:
-        """Decode what a block adds to what is held of its source; return how many deltas that is."""
-        held = self._held.setdefault(entry.source_no, [])
-        if held and held[-1].seq >= entry.seq + entry.count - 1:
-            return 0
-        source = self._store.name(entry.source_no)
-        found = self._store.block_at(view, entry.source_no, source, entry.seq)
-        if found is None or found.deltas[0].seq != entry.seq or len(found.deltas) != entry.count:
-            raise StoreCorrupt(f"{BY_TIME}: no block of {entry.count} deltas at ({source!r}, {entry.seq})")
-        low = bisect_right(found.deltas, self._after, key=_timestamp)
-        if held:
-            low = max(low, held[-1].seq + 1 - entry.seq)
-        new = found.deltas[low : bisect_right(found.deltas, self._until, key=_timestamp)]
-        held += new
-        return len(new)
-
-    def _give(self, complete: int) -> list[Delta]:
-        parts: list[list[Delta]] = []
-        for source_no in sorted(self._held, key=self._store.name):
-            held = self._held[source_no]
-            cut = bisect_right(held, complete, key=_timestamp)
-            parts.append(held[:cut])
-            if cut == len(held):
-                del self._held[source_no]
-            else:
-                self._held[source_no] = held[cut:]
-        self._after = complete
-        return in_order(parts)
+    def _trim(self) -> None:
+        """With twice the runs, each keeps half as much."""
+        count = self._share()[0]
+        if count <= self._ahead // 2:
+            self._ahead = count
+            for _, _, run in self._heap:
+                del run.held[count:]
 
 
-def overlapping(
-    store: Blocks, view: View, after: int, until: int, count: int
-) -> tuple[list[TimeEntry], int]:
-    """Index entries of blocks that touch (after, until], by first timestamp; and up to which timestamp that is all.
+# ------------------------------------------------------------------------------------------------------ the time index
 
-    At most `count` entries of each level are read.
+
+def overlapping(store: Blocks, view: View, frontier: int, after: int, until: int) -> tuple[list[TimeEntry], int]:
+    """Some next entries of blocks that touch (after, until] and start behind `frontier`; and up to where they are all.
+
+    In the order of their first timestamps. The latter is beyond `frontier`, and `until` once there are no more.
     """
     found: list[TimeEntry] = []
-    complete = until
     level = 0
     while (head := next(view.scan(BY_TIME, bytes((level,))), None)) is not None:
+        store.time_entry(*head)
         level = head[0][0]
-        begin = keys.time_bound(level, max(0, after + 1 - (1 << level)))
-        left = count
+        begin = keys.time_bound(level, max(0, frontier + 1, after + 1 - (1 << level)))
+        left, first = _ENTRIES, until
         for key, value in view.scan(BY_TIME, begin, keys.time_bound(level, until + 1)):
             entry = store.time_entry(key, value)
+            if left <= 0 and entry.first > first:
+                until = first
+                break
             if entry.last > after:
                 found.append(entry)
-                left -= 1
-                if not left:
-                    complete = min(complete, entry.first - 1)
-                    break
+                left, first = left - 1, entry.first
         level += 1
-    found.sort(key=lambda entry: entry.first)
-    return found[: bisect_right(found, complete, key=lambda entry: entry.first)], max(complete, after)
+    found = [entry for entry in found if entry.first <= until]
+    found.sort(key=attrgetter("first"))
+    return found, until
 
 
 def newest(store: Blocks, count: int) -> list[Delta]:
-    """The newest deltas, at most `count`: whole blocks from the end, so of each source a suffix."""
+    """The newest deltas, at most `count`: blocks from the end, so of each source a suffix."""
     with store.view() as view:
-        entries: list[TimeEntry] = []
-        for level in range(keys.LEVELS):
-            entries += _last_of_level(store, view, level, count)
-        entries.sort(key=lambda entry: entry.first, reverse=True)
         parts: list[list[Delta]] = []
-        for entry in entries:
-            count -= entry.count
-            if count < 0:
-                break
-            source = store.name(entry.source_no)
-            found = store.block_at(view, entry.source_no, source, entry.seq)
-            if found is None:
-                raise StoreCorrupt(f"{DELTAS}: ({source!r}, {entry.seq}) is missing")
-            parts.append(found.deltas)
-    parts.sort(key=lambda part: (part[0].source, part[0].seq))
+        for entry in _newest_entries(store, view, count):
+            source, wanted = store.name(entry.source_no), min(count, entry.count)
+            value = view.last(DELTAS, entry.block_key, entry.block_key)
+            seq = entry.seq + entry.count - wanted
+            part = store.decode_part(source, *value, seq, wanted)[0] if value is not None else []
+            if len(part) != wanted:
+                raise StoreCorrupt(f"{BY_TIME}: no block of {entry.count} deltas at ({source!r}, {entry.seq})")
+            parts.append(part)
+            count -= wanted
     return in_order(parts)
 
 
-def _last_of_level(store: Blocks, view: View, level: int, count: int) -> list[TimeEntry]:
-    """Entries of one level from its end backwards, until they hold `count` deltas."""
+def _newest_entries(store: Blocks, view: View, count: int) -> list[TimeEntry]:
+    """Entries with the latest first timestamps that hold `count` deltas together, the latest first."""
     found: list[TimeEntry] = []
-    for key, value in view.scan(BY_TIME, bytes((level,)), bytes((level + 1,)), reverse=True):
-        entry = store.time_entry(key, value)
-        found.append(entry)
-        count -= entry.count
-        if count <= 0:
-            break
+    least = 0
+    for level in range(keys.LEVELS if count > 0 else 0):
+        begin, end, left = keys.time_bound(level, least), bytes((level + 1,)), count
+        for key, value in view.scan(BY_TIME, begin, end, reverse=True):
+            found.append(store.time_entry(key, value))
+            left -= found[-1].count
+            if left <= 0:
+                break
+        found.sort(key=attrgetter("first"), reverse=True)
+        left = count
+        for index, entry in enumerate(found):
+            left -= entry.count
+            if left <= 0:
+                least = entry.first
+                del found[index + 1 :]
+                break
     return found
 
 

@@ -78,8 +78,10 @@ class FileInfo:
     last_key: bytes
     """Both inclusive. The end of a range delete counts as a key."""
     entries: int
-    """Puts and deletes, with those that younger ones have made void."""
+    """Puts and deletes, with those that younger ones have made void; 0 where RocksDB has not looked yet (after an open,
+    for all but some twenty files)."""
     deletions: int
+    """Of these, deletes; likewise."""
 
 
 @attrs.frozen
@@ -97,4 +99,4 @@ class Health:
     in_flight: int
     """Calls, open scans and views."""
     last_error: StoreError | None
-    """Of a write, sync, flush or compaction. If its `handle_dead`, further ones are refused."""
+    """Of a write, sync, flush or compaction, but not backpressure. If its `handle_dead`, further ones are refused."""

@@ -112,7 +112,7 @@ class OpenData:
         )
 
     def close(self, *, clean: bool) -> None:
-        """Close the store, then the witness, then give up the lock. Idempotent; `clean` if nothing was left unstored."""
+        """Close the store, then the witness, then give up the lock. Idempotent; `clean`: nothing was left unstored."""
         try:
             if clean:
                 self.witness.record(self.testimony(self.store.sync(), clean=True), durable=True)
@@ -124,6 +124,7 @@ class OpenData:
         """Give up witness and lock without a word to the store."""
         self.witness.close()
         if self._lock >= 0:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)  # a forked child may have the descriptor too
             os.close(self._lock)
             self._lock = -1
 
@@ -144,9 +145,7 @@ class OpenOptions:
     """Room kept aside for opening on a full disk; 0: none."""
 
 
-def open_data(
-    path: Path, options: OpenOptions, memory: SharedMemory, recent: int, progress: Progress
-) -> OpenData:
+def open_data(path: Path, options: OpenOptions, memory: SharedMemory, recent: int, progress: Progress) -> OpenData:
     """Open a data directory safely, or make one. `recent`: how many of the newest deltas to read.
 
     Raises `StoreInUse`, `StoreMissing`, `StoreCorrupt`, `StoreFormatMismatch`, `StoreFull`, `StoreIOError`,
@@ -179,7 +178,9 @@ def _make_directory(path: Path, *, create: bool) -> None:
     if path.is_dir():
         names = set(os.listdir(path))
         if names - _OURS and "deltalog.toml" not in names:
-            raise UsageError(f"{path} is not a deltalog directory: it holds {min(names - _OURS)!r} and no deltalog.toml")
+            raise UsageError(
+                f"{path} is not a deltalog directory: it holds {min(names - _OURS)!r} and no deltalog.toml"
+            )
         if not create and "deltalog.toml" not in names:
             raise StoreMissing(f"{path} is no deltalog directory: it has no deltalog.toml")
     elif path.exists():
@@ -300,8 +301,7 @@ class _Opening:
                 self._check_place(witness)
                 heads = self._preflight(testimony)
                 store = self._open_store()
-                if {s: h.seq for s, h in store.heads().items()} != {s: h.seq for s, h in heads.items()}:
-                    raise StoreCorrupt(f"{self.rocks}: opened for writing it does not hold what it held for reading")
+                self._check_same(heads, store.heads())
             else:
                 store = self._open_store()
             return self._opened(store, witness, testimony, recent)
@@ -325,12 +325,12 @@ class _Opening:
             if not self.options.accept_loss:
                 raise StoreMissing(f"{file} is missing, though the data it vouches for is there")
             return Witness.create(file), False
-        witness = Witness.open(file) if file.exists() else None
-        if witness is not None and witness.testimony is not None:
-            self._refuse_missing_store(witness)
+        made = Witness.open(file) if file.exists() else None
+        if made is not None and made.testimony is not None:
+            self._refuse_missing_store(made)
         (self.path / "rocks").mkdir(mode=0o700, exist_ok=True)
         Rocks.create(self.rocks, FAMILIES, self.memory).close()
-        return witness or Witness.create(file), True
+        return Witness.create(file) if made is None else made, True
 
     def _refuse_missing_store(self, witness: Witness) -> None:
         testimony = witness.testimony
@@ -347,6 +347,7 @@ class _Opening:
 
     def _open_store(self) -> RocksStore:
         """Open for writing; on a full disk give back the reserve and try that once more: nothing was deleted."""
+
         def open_db() -> Rocks:
             return Rocks.open(self.rocks, FAMILIES, self.memory)
 
@@ -367,8 +368,8 @@ class _Opening:
             return
         if testimony.store_id != self.identity.store_id or testimony.place != witness.place:
             raise ForeignData(
-                f"{self.path} was copied, restored or brought from another machine: to continue from this copy as a new "
-                "incarnation of its source, open it with adopt=True (--adopt)"
+                f"{self.path} was copied, restored or brought from another machine: to continue from this copy as a "
+                "new incarnation of its source, open it with adopt=True (--adopt)"
             )
 
     def _preflight(self, testimony: Testimony | None) -> Mapping[str, Head]:
@@ -384,6 +385,10 @@ class _Opening:
             return heads
         finally:
             store.close()
+
+    def _check_same(self, before: Mapping[str, Head], after: Mapping[str, Head]) -> None:
+        if before != after:
+            raise StoreCorrupt(f"{self.rocks}: opened for writing it does not hold what it held for reading")
 
     def _compare(self, store: RocksStore, heads: Mapping[str, Head], testimony: Testimony) -> None:
         """Is all there that the witness saw fsynced?"""

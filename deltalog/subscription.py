@@ -7,7 +7,9 @@ can fall in between; a slow subscriber costs no memory, it falls back to the sto
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Self
 
 import trio
 
@@ -20,21 +22,23 @@ from deltalog.version import VersionVector
 class News:
     """Tells waiting tasks that there may be more to read. One per log."""
 
-    __slots__ = ("_event",)
+    __slots__ = ("_event", "awaited")
 
     def __init__(self) -> None:
-        self._event: trio.Event | None = None
+        self._event = trio.Event()
+        self.awaited = False
+        """Whether somebody waits."""
 
     def ring(self) -> None:
         """Wake everybody who waits."""
-        if self._event is not None:
+        if self.awaited:
+            self.awaited = False
             self._event.set()
-            self._event = None
+            self._event = trio.Event()
 
     async def wait(self) -> None:
         """Return at the next `ring`."""
-        if self._event is None:
-            self._event = trio.Event()
+        self.awaited = True
         await self._event.wait()
 
 
@@ -53,7 +57,7 @@ class Subscription:
         reader: Reader,
         check: Callable[[], None],
     ) -> None:
-        """`limit` tells up to which heads and which ordinal of the ring one may read; `check` raises if the log failed."""
+        """`limit` tells up to which heads and which ordinal of the ring one may read; `check` raises its failure."""
         self._ring = ring
         self._news = news
         self._position = dict(since)
@@ -61,6 +65,8 @@ class Subscription:
         self._read = reader.since
         self._cached = reader.cached
         self._check = check
+        self._ahead: Iterator[Delta] = iter(())  # of the page that a loop is in
+        self._reached: dict[str, int] | None = None  # heads of the log where we are near to, or where catching up ends
         self._ordinal: int | None = None
         self._stream: tuple[Stream, int] | None = None
 
@@ -69,47 +75,65 @@ class Subscription:
         """All that was given out, and all that came before: where to go on after a restart."""
         return VersionVector(self._position)
 
+    def spare(self, floors: Mapping[str, int]) -> dict[str, int]:
+        """Lower floors to what this subscription needs no more (invariant I13)."""
+        passed = self._position if self._reached is None else self._reached
+        return {s: min(seq, self._position.get(s, 0), passed.get(s, 0)) for s, seq in floors.items()}
+
     async def page(self, count: int = PAGE) -> Sequence[Delta]:
         """Return the next deltas, at least one; waits for it. Cancelled: nothing is lost, the next call goes on."""
         await trio.lowlevel.checkpoint()
+        deltas = list(islice(self._ahead, count)) or await self._next(count)
+        for delta in deltas:
+            self._position[delta.source] = delta.seq
+        return deltas
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Delta:
+        delta = next(self._ahead, None)
+        if delta is None:
+            await trio.lowlevel.checkpoint()
+            self._ahead = iter(await self._next(PAGE))
+            delta = next(self._ahead)
+        self._position[delta.source] = delta.seq
+        return delta
+
+    async def _next(self, count: int) -> Sequence[Delta]:
         while True:
             deltas = await self._behind(count) if self._ordinal is None else self._near(count)
             if deltas:
-                for delta in deltas:
-                    self._position[delta.source] = delta.seq
                 return deltas
             if self._ordinal is not None and self._limit()[1] <= self._ordinal:
                 self._check()
                 await self._news.wait()
 
-    async def __aiter__(self) -> AsyncIterator[Delta]:
-        while True:
-            for delta in await self.page():
-                yield delta
-
     def _near(self, count: int) -> Sequence[Delta]:
         """What arrived since the ordinal reached; switches back to catching up if the ring no longer has it."""
         assert self._ordinal is not None
+        assert self._reached is not None
         allowed = max(0, self._limit()[1] - self._ordinal)
         arrived = self._ring.since(self._ordinal, min(count, allowed))
         if arrived is None:
             self._ordinal = None
             return []
         self._ordinal += len(arrived)
-        given: dict[str, int] = {}
         deltas = []
         for source in arrived:
-            seq = given[source] = given.get(source, self._position.get(source, 0)) + 1
-            delta = self._cached(source, seq)
-            assert delta is not None, "what arrived and was not evicted is here"
-            deltas.append(delta)
+            seq = self._reached[source] = self._reached.get(source, 0) + 1
+            if seq > self._position.get(source, 0):  # else `since` was ahead of this log
+                delta = self._cached(source, seq)
+                assert delta is not None, "what arrived and was not evicted is here"
+                deltas.append(delta)
         return deltas
 
     async def _behind(self, count: int) -> Sequence[Delta]:
         """What the position lacks of the log as it was when this catch-up began; then we are near."""
         if self._stream is None:
             heads, ordinal = self._limit()
-            self._stream = self._read(dict(self._position), dict(heads)), ordinal
+            self._reached = dict(heads)
+            self._stream = self._read(dict(self._position), self._reached), ordinal
         stream, ordinal = self._stream
         deltas = await stream.page(count)
         if not deltas:

@@ -85,6 +85,7 @@ class Witness:
                 return cls(path, descriptor)
             except BaseException:
                 os.close(descriptor)
+                path.unlink()  # made a moment ago; half a witness would vouch for nothing and stand in the way
                 raise
 
     @classmethod
@@ -95,8 +96,7 @@ class Witness:
         with _system_errors(path):
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
-                if os.fstat(descriptor).st_size != _SIZE:
-                    raise StoreCorrupt(f"{path} is {os.fstat(descriptor).st_size} bytes, not {_SIZE}")
+                _check_size(path, os.fstat(descriptor).st_size)
                 return cls(path, descriptor)
             except BaseException:
                 os.close(descriptor)
@@ -121,10 +121,11 @@ class Witness:
         """Write the next slot; fsync it if `durable`. What it tells must be fsynced already."""
         body = _body(testimony)
         generation = self._generation + 1
-        header = _HEADER.pack(_MAGIC, generation, len(body), _check(generation, body))
+        slot = _HEADER.pack(_MAGIC, generation, len(body), _check(generation, body)) + body
         reach("witness.record.before")
         with _system_errors(self.path):
-            os.pwrite(self._descriptor, header + body, _PAGE + (generation % 2) * _SLOT)
+            if os.pwrite(self._descriptor, slot, _PAGE + (generation % 2) * _SLOT) < len(slot):
+                raise OSError(errno.ENOSPC, "only a part was written")
             if durable:
                 self._map.flush()
                 os.fdatasync(self._descriptor)
@@ -143,6 +144,11 @@ class Witness:
     def place(self) -> str:
         """Where this file is: the machine, and the file on it."""
         return f"{_first_line('/etc/machine-id')}/{os.fstat(self._descriptor).st_ino}"
+
+
+def _check_size(path: Path, size: int) -> None:
+    if size != _SIZE:
+        raise StoreCorrupt(f"{path} is {size} bytes, not {_SIZE}")
 
 
 def boot_id() -> str:

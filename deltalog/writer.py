@@ -10,8 +10,8 @@ One group commit:  take what is pending -> extend the chains -> persist (write, 
 loss. Nothing may be acknowledged, to a caller or to a peer, that is not covered by them.
 
 A failure never hides (invariant I10): the log turns read-only, everybody who waits or appends gets the reason, the ring
-keeps what is not stored. A full disk heals by itself once there is room; after any other error that kills the handle the
-store is opened safely once more and *looked at*, since a failed write may be there or not.
+keeps what is not stored. A full disk heals by itself once there is room; after any other error that kills the handle
+the store is opened safely once more and *looked at*, since a failed write may be there or not.
 """
 
 from __future__ import annotations
@@ -37,17 +37,18 @@ BACKPRESSURE_DELAY_S = 0.005
 ROOM_POLL_S = 0.25
 
 
-class Offload(Protocol):
-    """Runs a blocking function in a worker thread; `trio.to_thread.run_sync`, or in simulations a plain call."""
-
-    def __call__(self, function: Callable[..., Any], *args: Any) -> Awaitable[Any]: ...
+Offload = Callable[..., Awaitable[Any]]
+"""Runs a blocking function with its arguments in a worker thread: `trio.to_thread.run_sync`, or a plain call."""
 
 
 class Disk(Protocol):
     """What the writer commits to. Every method is called in a worker thread, one at a time."""
 
     def persist(self, runs: Sequence[Run], sync: bool) -> None:
-        """Write the runs (none is fine), then fsync all that was written if `sync`."""
+        """Write the runs (none is fine), then fsync all that was written if `sync`.
+
+        `StoreBackpressure` means that nothing was done.
+        """
         ...
 
     def reopen(self) -> Mapping[str, Head]:
@@ -77,8 +78,10 @@ class WriterStatistics:
 class Writer:
     """Ordered group commit from a ring to a disk."""
 
-    def __init__(self, ring: Ring, heads: Mapping[str, Head], disk: Disk, offload: Offload, sync_interval_s: float) -> None:
-        """`heads`: what the store holds, all of it fsynced. `sync_interval_s`: how long a write may wait for its fsync."""
+    def __init__(
+        self, ring: Ring, heads: Mapping[str, Head], disk: Disk, offload: Offload, sync_interval_s: float
+    ) -> None:
+        """`heads`: what the store holds, all fsynced. `sync_interval_s`: how long a write may wait for its fsync."""
         # constant after construction
         self._ring = ring
         self._disk = disk
@@ -88,7 +91,8 @@ class Writer:
         self._tails = {source: head.hash for source, head in heads.items()}
         self._unsynced: dict[str, int] = {}
         self._unsynced_since: float | None = None
-        self._strikes = 0
+        self._strikes = 0  # failures since the last fsync that succeeded, a full disk not counted
+        self._refusals = 0  # times since then that the disk was full
         self._counts = {"commits": 0, "fsyncs": 0, "deltas": 0, "failures": 0}
         # published by the writer task
         self.written = {source: head.seq for source, head in heads.items()}
@@ -216,6 +220,8 @@ class Writer:
         except StoreError as error:
             await self._recover(error, runs, count)
         else:
+            if sync:
+                self._strikes = self._refusals = 0
             self._publish(runs, count, sync)
 
     def _publish(self, runs: Sequence[Run], count: int, sync: bool) -> None:
@@ -224,7 +230,6 @@ class Writer:
             self._tails[run.source] = run.hashes[-1]
             self.written[run.source] = self._unsynced[run.source] = run.last
         self._ring.mark_stored(count)
-        self._strikes = 0
         self._counts["commits"] += bool(runs)
         self._counts["deltas"] += count
         if sync:
@@ -248,7 +253,7 @@ class Writer:
         self.on_publish()
 
     async def _recover(self, error: StoreError, runs: Sequence[Run], count: int) -> None:
-        """Turn read-only; open the store once more when that can help; see what of `runs` is there; go on or stay down."""
+        """Turn read-only; open the store again if that can help; see what of `runs` is there; go on or stay down."""
         self._counts["failures"] += 1
         while True:
             full = isinstance(error, StoreFull)
@@ -258,15 +263,16 @@ class Writer:
             if hopeless and not full:
                 await self._stay_down()
                 return
-            if not await self._wait_for_room(full):
+            if full and not await self._wait_for_room():
                 return
             try:
                 reach("writer.reopen.before")
                 heads: Mapping[str, Head] = await self._offload(self._disk.reopen)
-                break
             except StoreError as failed:
                 error = failed
-        await self._look(heads, runs, count)
+            else:
+                await self._look(heads, runs, count)
+                return
 
     async def _look(self, heads: Mapping[str, Head], runs: Sequence[Run], count: int) -> None:
         """A write was indeterminate and the store is open again: it holds all of it or none of it."""
@@ -284,14 +290,17 @@ class Writer:
         if self._unsynced:
             self._wanted = max(self._wanted, self._ring.stored)
 
-    async def _wait_for_room(self, full: bool) -> bool:
-        """Return True when the disk has room; False if the log is closed meanwhile."""
-        while full and not await self._offload(self._disk.has_room):
+    async def _wait_for_room(self) -> bool:
+        """Return True when the disk has room; False if the log is closed meanwhile. Pauses if it said so in vain."""
+        vain = self._refusals > 0
+        self._refusals += 1
+        while vain or not await self._offload(self._disk.has_room):
             if self._closing:
                 return False
             with trio.move_on_after(ROOM_POLL_S):
                 await self._alarm.wait()
             self._alarm = trio.Event()
+            vain = False
         return True
 
     async def _stay_down(self) -> None:

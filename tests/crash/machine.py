@@ -43,6 +43,14 @@ def synced(name, data):
     os.fsync(fd)
     return fd
 
+def sync_fails(fd, sync=os.fsync):
+    control.arm("fsync")
+    try:
+        sync(fd)
+    except OSError:
+        return
+    raise AssertionError("did not fail")
+
 def sync_directory(name="."):
     fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY)
     os.fsync(fd)

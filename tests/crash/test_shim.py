@@ -175,13 +175,16 @@ print(json.dumps({{name: said(call) for name, call in calls.items()}}))
     assert machine.control.fired == len(failing)
 
 
-def test_only_the_nth_matching_operation_fails(machine: Machine) -> None:
+@pytest.mark.parametrize(("sticky", "last"), [("", ""), (",sticky=1", "ENOSPC")])
+def test_the_nth_matching_operation_fails_and_all_later_ones_if_sticky(
+    machine: Machine, sticky: str, last: str
+) -> None:
     script = """
-print(json.dumps([said(calls[name]) for name in ("write", "pwrite", "write", "fsync", "write", "write")]))
+print(json.dumps([said(calls[name]) for name in ("write", "pwrite", "write", "fsync", "write", "pwrite")]))
 """
-    fail = "op=write,nth=3,errno=ENOSPC,match=*.log"  # the first one is what `make` wrote
-    assert machine.answer(TRY_ALL + script, fail=fail) == ["", "", "ENOSPC", "", "", ""]
-    assert (machine.root / "a.log").read_bytes() == b"111"
+    fail = f"op=write,nth=3,errno=ENOSPC,match=*.log{sticky}"  # the first one is what `make` wrote
+    assert machine.answer(TRY_ALL + script, fail=fail) == ["", "", "ENOSPC", "", last, ""]
+    assert (machine.root / "a.log").read_bytes() == (b"1" if sticky else b"11")
 
 
 def test_a_failed_operation_changes_nothing(machine: Machine) -> None:
@@ -325,6 +328,56 @@ print(json.dumps([
     )
     kernel = ["ENOENT", "EEXIST", "ENOENT", "EBADF", "ENOENT", "ENOENT", "EEXIST", "ENOENT", "EBADF", "EINVAL"]
     assert machine.answer(script) == kernel
+
+
+def test_success_leaves_errno_alone(machine: Machine) -> None:
+    script = """
+        libc = ctypes.CDLL(None, use_errno=True)
+        fd = make("a")
+        left = []
+        for name, *arguments in [("open", b"b", os.O_CREAT | os.O_RDWR, 0o644), ("write", fd, b"1", 1), ("fsync", fd),
+                                 ("ftruncate", fd, 0), ("rename", b"b", b"c"), ("link", b"c", b"d"), ("unlink", b"d")]:
+            ctypes.set_errno(77)
+            assert getattr(libc, name)(*arguments) >= 0
+            left.append(ctypes.get_errno())
+        print(json.dumps(left))
+    """
+    assert machine.answer(script) == [77] * 7
+
+
+def test_the_kernel_does_not_copy_past_the_shim(machine: Machine) -> None:
+    script = (
+        TRY_ALL
+        + """
+os.write(fd, b"text")
+print(json.dumps([said(os.copy_file_range, fd, other, 4, 0), said(os.sendfile, other, fd, 0, 4)]))
+"""
+    )
+    assert machine.answer(script) == ["EINVAL", "EINVAL"]
+
+
+def test_a_child_forked_while_a_thread_writes_can_write(machine: Machine) -> None:
+    script = """
+        fd, stop = make("a"), threading.Event()
+        def work():
+            while not stop.is_set():
+                os.pwrite(fd, bytes(8_000_000), 0)
+        thread = threading.Thread(target=work)
+        thread.start()
+        while control.counts()["write"] < 3:
+            time.sleep(0.001)
+        ends = []
+        for _ in range(10):
+            if (child := os.fork()) == 0:
+                signal.alarm(20)
+                os.pwrite(fd, b"1", 0)
+                os._exit(0)
+            ends.append(os.waitpid(child, 0)[1])
+        stop.set()
+        thread.join()
+        print(json.dumps(ends))
+    """
+    assert machine.answer(script) == [0] * 10
 
 
 def test_a_journal_that_cannot_be_written_ends_the_process(machine: Machine) -> None:

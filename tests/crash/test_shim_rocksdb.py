@@ -1,5 +1,6 @@
-"""RocksDB under the shim: the faults the shim injects are what rocksdict then reports, and a power cut loses only what was
-not synced. These test the shim on RocksDB, and what the rest of the crash tests stand on; deltalog has its own.
+"""RocksDB under the shim: rocksdict reports what was injected, and a power cut loses only what was not synced.
+
+These test what the crash tests of deltalog stand on: the shim, and RocksDB itself.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import random
 import shutil
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 import attrs
@@ -16,6 +19,7 @@ import pytest
 
 from deltalog import walguard
 from tests.conftest import Rounds
+from tests.crash.journal import Inode, Kind, read_journal
 from tests.crash.machine import REPOSITORY, Machine
 from tests.crash.powercut import POLICIES, Policy
 from tests.crash.shim import Shim
@@ -25,6 +29,8 @@ pytestmark = [pytest.mark.system("gcc"), pytest.mark.crash]
 CHILD = "tests.crash.child_shim"
 OPEN_DEADLINE_S = 10.0
 FLUSH_EVERY = 7
+KILL_AT = (150, 2000)
+"""Operations that change something: the store is made by the 100th; from then on mostly writes and syncs of the WAL."""
 
 # ------------------------------------------------------------------------------------------------------- power cuts
 
@@ -55,15 +61,21 @@ def check(db: Path, mode: str) -> Opened:
 
 
 def acknowledged_until_killed(machine: Machine, chance: random.Random, *early: str) -> int:
-    """Let the child write, kill it at some moment, and return how many batches it said were durable."""
-    child = machine.start(CHILD, "write", str(machine.root / "db"), str(FLUSH_EVERY), *early)
+    """Let the child write, kill it at some moment, and return how many batches it said were durable.
+
+    Every other time the shim kills it, between two operations; else this process does, at no moment in particular.
+    """
+    by_shim = chance.random() < 0.5
+    options = {"kill_at": chance.randrange(*KILL_AT), "kill_after": chance.random() < 0.5} if by_shim else {}
+    child = machine.start(CHILD, "write", str(machine.root / "db"), str(FLUSH_EVERY), *early, **options)
     assert child.stdout is not None
     lines_left, acknowledged = chance.randrange(1, 150), 0
     with child:
         for line in child.stdout:
             acknowledged = int(line)
             lines_left -= 1
-            if lines_left == 0:
+            if lines_left == 0 and not by_shim:
+                time.sleep(chance.uniform(0, 0.003))  # into the batches that come next
                 child.kill()
     assert child.returncode == -9
     return acknowledged
@@ -106,6 +118,29 @@ def test_every_batch_acknowledged_after_a_sync_outlives_a_power_cut(
         assert outcomes <= {"strictly"}, "a tail that is not there, or is zeros, is no corruption"
 
 
+def test_the_journal_has_every_byte_that_rocksdb_wrote(machine: Machine) -> None:
+    script = """
+        from tests.crash.child_shim import opened, put_batch
+        db = opened("db", "tolerate_corrupted_tail_records", create=True)
+        for number in range(3000):
+            put_batch(db, number)
+        db.close()
+        print("{}")
+    """
+    machine.answer(script)
+    written: Counter[Inode] = Counter()
+    for event in read_journal(machine.state / "journal"):
+        if event.kind is Kind.CREATED:
+            del written[event.inode]
+        elif event.kind is Kind.DIRTY:
+            written[event.inode] += event.length
+    files = {path.name: path.stat() for path in (machine.root / "db").iterdir()}
+    assert {"CURRENT", "LOCK", "LOG"} < files.keys()
+    assert {".sst", ".log"} < {Path(name).suffix for name in files}
+    for name, at in files.items():
+        assert written[at.st_dev, at.st_ino] == at.st_size, name
+
+
 @pytest.mark.powercut
 def test_canary_a_child_that_acknowledges_before_the_sync_is_caught(shim: Shim, tmp_path: Path) -> None:
     for seed in range(50):
@@ -122,41 +157,48 @@ def test_canary_a_child_that_acknowledges_before_the_sync_is_caught(shim: Shim, 
 
 # ------------------------------------------------------------------------------------------------------------ faults
 
-LOG = "{db}/000004.log"
-FULL = f"IO error: No space left on device: While appending to file: {LOG}: No space left on device"
-UNWRITTEN = f"IO error: While appending to file: {LOG}: Input/output error"
-UNSYNCED = f"IO error: While fdatasync: {LOG}: Input/output error"
-NO_FILES = "IO error: While open a file for appending: {db}/000008.log: Too many open files"
-NO_ROOM_FOR_TABLE = (
-    "IO error: No space left on device: While appending to file: {db}/000010.sst: No space left on device"
-)
-BEFORE = "IO error: Writer has previous error."
+FAULTS = {
+    # what fails: (the first message, what flush_wal says after it)
+    "op=write,nth=30,errno=ENOSPC,match=0*,sticky=1": (
+        "IO error: No space left on device: While appending to file: {db}/000004.log: No space left on device",
+        "IO error: Writer has previous error.",
+    ),
+    "op=write,nth=30,errno=EIO,match=*.log": (
+        "IO error: While appending to file: {db}/000004.log: Input/output error",
+        "IO error: Writer has previous error.",
+    ),
+    "op=fsync,nth=5,errno=EIO,match=*.log": (
+        "IO error: While fdatasync: {db}/000004.log: Input/output error",
+        "IO error: Writer has previous error.",
+    ),
+    "op=open,nth=2,errno=EMFILE,match=*.log": (
+        "IO error: While open a file for appending: {db}/000008.log: Too many open files",
+        None,
+    ),
+    "op=write,errno=ENOSPC,match=*.sst,sticky=1": (
+        "IO error: No space left on device: While appending to file: {db}/000010.sst: No space left on device",
+        None,
+    ),
+    "op=fsync,nth=1,errno=EIO,match=*.sst": (
+        "IO error: While fdatasync: {db}/000010.sst: Input/output error",
+        None,
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    ("fail", "write", "flush_wal", "close"),
-    [
-        ("op=write,nth=30,errno=ENOSPC,match=*.log", FULL, BEFORE, f"{BEFORE}; {BEFORE}"),
-        ("op=write,nth=30,errno=ENOSPC,match=*.log,sticky=1", FULL, BEFORE, f"{BEFORE}; {BEFORE}"),
-        ("op=write,nth=30,errno=EIO,match=*.log", UNWRITTEN, BEFORE, f"{UNWRITTEN}; {BEFORE}"),
-        ("op=fsync,nth=5,errno=EIO,match=*.log", UNSYNCED, BEFORE, f"{UNSYNCED}; {BEFORE}"),
-        ("op=open,nth=2,errno=EMFILE,match=*.log", NO_FILES, None, NO_FILES),
-        ("op=write,nth=1,errno=ENOSPC,match=*.sst", NO_ROOM_FOR_TABLE, None, NO_ROOM_FOR_TABLE),
-    ],
-)
-def test_a_fault_stops_the_handle_with_rocksdb_s_words(
-    machine: Machine, fail: str, write: str, flush_wal: str | None, close: str
-) -> None:
+@pytest.mark.parametrize("fail", FAULTS)
+def test_a_fault_stops_the_handle_with_rocksdb_s_words(machine: Machine, fail: str) -> None:
     child = machine.start(CHILD, "fail", str(machine.root / "db"), fail=fail)
     said = json.loads(child.communicate(timeout=60)[0])
-    db = f"{machine.root}/db"
-    assert said == {
-        "first": write.format(db=db),
-        "write": write.format(db=db),
-        "flush_wal": flush_wal,
-        "close": close.format(db=db),
-        "read": True,
-    }
+    first, flush_wal = FAULTS[fail]
+    assert said["first"] == first.format(db=machine.root / "db")
+    assert said["flush_wal"] == flush_wal
+    assert said["read"], "reads go on"
+    assert said["close"].startswith("IO error: ")
+    if "ENOSPC" in fail:  # RocksDB tries to go on by itself, and may meet the fault at another file
+        assert said["write"].startswith("IO error: No space left on device: ")
+    else:
+        assert said["write"] == said["first"]
 
 
 def test_a_read_only_file_system_is_an_os_error_at_open(machine: Machine) -> None:
@@ -173,7 +215,7 @@ def test_a_slow_fsync_makes_flush_wal_slow_and_frees_the_gil_meanwhile(machine: 
         put_batch(db, 0)
         before = control.counts()["fsync"]
         control.arm(delay_fsync_s=0.1)
-        took_s, seen = [], threading.Event()
+        seen = threading.Event()
         def look():  # sees the sync begin, and says so, while the main thread is in it
             while control.counts()["fsync"] == before:
                 time.sleep(0.001)
@@ -184,9 +226,8 @@ def test_a_slow_fsync_makes_flush_wal_slow_and_frees_the_gil_meanwhile(machine: 
         db.flush_wal(True)
         took_s, during = time.monotonic() - began, seen.is_set()
         thread.join()
-        print(json.dumps([took_s, during, control.counts()["fsync"] - before]))
+        print(json.dumps([took_s, during]))
     """
-    took_s, during, syncs = machine.answer(script)
+    took_s, during = machine.answer(script)
     assert took_s >= 0.1
     assert during
-    assert syncs == 1

@@ -1,0 +1,1 @@
+"""Benchmarks: named workloads, rivals through the same driver, ratios taken side by side in one run."""

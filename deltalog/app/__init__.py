@@ -1,0 +1,1 @@
+"""The roof: the command line and what it runs. The only place that may know all packages; nothing imports it."""

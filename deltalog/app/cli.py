@@ -1,0 +1,23 @@
+"""The entry of the command line: `deltalog`, or `python -m deltalog.app`.
+
+Stays importable without the extra libraries, to be able to say that they are missing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+_NEEDED = ("click", "rich")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the verb that `arguments` (default: the command line) say, and exit."""
+    try:
+        from deltalog.app.verbs import verbs  # noqa: PLC0415  # may be missing
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _NEEDED:
+            raise
+        sys.exit(f"deltalog: the command line needs {error.name}; install it with: pip install 'deltalog[cli]'")
+    verbs.main(arguments, "deltalog")

@@ -1,0 +1,232 @@
+"""Taking in deltas of other sources: apply, keep waiting, recognise, refuse; and say which.
+
+Lives here: what is visible (`Frontier`) and how a remote delta becomes so. Each delta is decided on its own, by the
+state of that moment; where the decision has to wait (for room, for a look into the store) it is made anew afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Final
+
+import attrs
+
+from deltalog import chain
+from deltalog.clock import Clock
+from deltalog.codec import CHAINED_FROM
+from deltalog.delta import Delta, Limits, check_source
+from deltalog.errors import ClockDrift, LimitExceeded, UsageError
+from deltalog.inbox import Inbox, lacking
+from deltalog.keys import Head
+from deltalog.reader import Reader
+from deltalog.ring import Ring
+from deltalog.version import Dot
+from deltalog.writer import Writer
+
+TURN: Final = 512
+"""Deltas decided in one turn of the event loop: about 3 ms."""
+
+
+class Frontier:
+    """What is visible here, and what this node's next delta will depend on."""
+
+    __slots__ = ("fresh", "heads", "source", "times")
+
+    def __init__(self, source: str, heads: Mapping[str, Head]) -> None:
+        """`source`: this node's own. `heads`: what the store holds."""
+        self.source = source
+        self.heads = {name: head.seq for name, head in heads.items()}
+        """source -> highest visible seq."""
+        self.times = {name: head.timestamp for name, head in heads.items() if name != source}
+        """source -> timestamp of that delta; of remote sources."""
+        self.fresh = {name: seq for name, seq in self.heads.items() if name != source}
+        """Deps of this node's next delta. After an open: all there is, since what it saw last is not kept."""
+
+    def admit(self, delta: Delta) -> None:
+        """A remote delta is visible now."""
+        self.heads[delta.source] = self.fresh[delta.source] = delta.seq
+        self.times[delta.source] = delta.timestamp
+
+
+@attrs.frozen
+class Refusal:
+    """A delta that `receive` did not take, and why."""
+
+    delta: Delta
+    reason: str
+
+
+@attrs.frozen
+class Receipt:
+    """What became of each delta given to `receive`, in the order it was decided."""
+
+    applied: Sequence[Dot]
+    """New, and visible now; includes deltas that had been waiting for one of these."""
+    known: Sequence[Dot]
+    """Held already, with the same bytes."""
+    waiting: Sequence[Dot]
+    """Kept until their predecessor or a dependency arrives."""
+    refused: Sequence[Refusal]
+    """Not kept."""
+
+
+class Receiver:
+    """Decides on remote deltas."""
+
+    def __init__(
+        self,
+        frontier: Frontier,
+        inbox: Inbox,
+        ring: Ring,
+        writer: Writer,
+        reader: Reader,
+        clock: Clock,
+        limits: Limits,
+        on_apply: Callable[[], None],
+        check: Callable[[], None],
+        turn: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`on_apply` is called after each delta that became visible; `check` raises why none may become so.
+
+        `turn` lets others run.
+        """
+        self._frontier = frontier
+        self._inbox = inbox
+        self._ring = ring
+        self._writer = writer
+        self._reader = reader
+        self._clock = clock
+        self._limits = limits
+        self._on_apply = on_apply
+        self._check = check
+        self._turn = turn
+
+    async def receive(self, deltas: Iterable[Delta]) -> Receipt:
+        """Decide on each delta, and on those that waited for it."""
+        receipt = _Decisions()
+        decided = 0
+        for delta in deltas:
+            if not isinstance(delta, Delta):
+                raise UsageError(f"receive takes deltas, not {type(delta).__name__}")
+            stack = [(delta, True)]
+            while stack:
+                await self._decide(stack, receipt)
+                decided += 1
+                if not decided % TURN:
+                    await self._turn()
+        await self._compare(receipt)
+        return Receipt(receipt.applied, receipt.known, receipt.waiting, receipt.refused)
+
+    async def _decide(self, stack: list[tuple[Delta, bool]], receipt: _Decisions) -> None:
+        """Decide on the delta on top of the stack (given now, or waiting till now); what it sets free goes on top."""
+        delta, given = stack.pop()
+        objection = self._objection(delta)
+        if objection:
+            receipt.refused.append(Refusal(delta, objection))
+        elif delta.seq <= self._frontier.heads.get(delta.source, 0):
+            receipt.held.append(delta)
+        elif (need := lacking(delta, self._frontier.heads)) is not None:
+            self._hold(delta, need, receipt, given)
+        elif not self._ring.has_room(len(delta.record)):
+            await self._writer.wait_room(len(delta.record))
+            stack.append((delta, given))
+        elif not self._after_causes(delta) and not await self._after_stored_causes(delta):
+            reason = "its timestamp does not come after those of its predecessor and deps"
+            receipt.refused.append(Refusal(delta, reason))
+        elif delta.seq == self._frontier.heads.get(delta.source, 0) + 1 and self._apply(delta):
+            receipt.applied.append(delta.dot)
+            stack += [(freed, False) for freed in reversed(self._inbox.advance(delta.source, delta.seq))]
+        else:
+            stack.append((delta, given))  # something else happened while its causes were looked up: decide anew
+
+    def _objection(self, delta: Delta) -> str:
+        """What is wrong with a delta whatever is held here, "" if nothing is."""
+        limits = self._limits
+        try:
+            check_source(delta.source, limits)
+            for field, size, limit in (
+                ("payload", len(delta.record) - delta.body, limits.payload_bytes),
+                ("kind", len(delta.kind.encode()), limits.kind_bytes),
+                ("key", len(delta.key.encode()), limits.key_bytes),
+                ("deps", len(delta.deps), limits.deps_entries),
+            ):
+                if size > limit:
+                    raise LimitExceeded(field, size, limit, "entries" if field == "deps" else "bytes")
+            self._clock.check(delta.timestamp)
+        except (UsageError, ClockDrift) as error:
+            return str(error)
+        own = self._frontier.heads.get(delta.source, 0)
+        if delta.source == self._frontier.source and delta.seq > own:
+            return f"it claims to be this node's own delta {delta.seq}, but this node has written {own}"
+        return ""
+
+    def _hold(self, delta: Delta, need: Dot, receipt: _Decisions, given: bool) -> None:
+        held = self._inbox.get(delta.dot)
+        if held is not None and not _same(held, delta):
+            receipt.refused.append(Refusal(delta, "another delta with this dot is waiting already"))
+        elif self._inbox.hold(delta, need):
+            receipt.waiting += [delta.dot] * given
+        else:
+            reason = f"it must wait for {need.source!r}:{need.seq}, and {len(self._inbox):,} deltas wait already"
+            receipt.refused.append(Refusal(delta, reason))
+
+    def _after_causes(self, delta: Delta) -> bool:
+        """Whether a delta comes after its causes in time (invariant I6), as far as the heads can tell."""
+        times, timestamp = self._frontier.times, delta.timestamp
+        if delta.seq > 1 and times[delta.source] >= timestamp:
+            return False
+        newest = self._clock.last  # of this node's own deltas, whose times nobody notes
+        return not delta.deps or all(times.get(source, newest) < timestamp for source in delta.deps)
+
+    async def _after_stored_causes(self, delta: Delta) -> bool:
+        """The same, looking at the causes themselves."""
+        times, timestamp = self._frontier.times, delta.timestamp
+        if delta.seq > 1 and times[delta.source] >= timestamp:
+            return False
+        for source, seq in delta.deps.items():
+            if times.get(source, timestamp) >= timestamp:
+                cause = await self._reader.get(source, seq)
+                if cause is not None and cause.timestamp >= timestamp:
+                    return False
+        return True
+
+    def _apply(self, delta: Delta) -> bool:
+        """Make a delta visible whose predecessor and deps are (invariant I5); False if there is no room for it."""
+        self._check()
+        if not self._ring.push(delta.source, delta.seq, delta.record):
+            return False
+        self._clock.last = max(self._clock.last, delta.timestamp)  # checked before; the wall may have jumped since
+        self._frontier.admit(delta)
+        if self._writer.idle:
+            self._writer.wake()
+        self._on_apply()
+        return True
+
+    async def _compare(self, receipt: _Decisions) -> None:
+        """Sort what is held already into known and refused: the same dot must have the same bytes."""
+        for delta, mine in await self._reader.twins(receipt.held):
+            if mine is None or _same(delta, mine):
+                receipt.known.append(delta.dot)
+            else:
+                reason = "another delta with this dot is held here: its source was forked"
+                receipt.refused.append(Refusal(delta, reason))
+
+
+@attrs.define
+class _Decisions:
+    """The receipt while it is made."""
+
+    applied: list[Dot] = attrs.field(factory=list)
+    known: list[Dot] = attrs.field(factory=list)
+    waiting: list[Dot] = attrs.field(factory=list)
+    refused: list[Refusal] = attrs.field(factory=list)
+    held: list[Delta] = attrs.field(factory=list)
+    """Dots that are held already, still to be compared."""
+
+
+def _same(a: Delta, b: Delta) -> bool:
+    """Whether two deltas with one dot are the same one, erased or not."""
+    if a.record == b.record:
+        return True
+    header = slice(CHAINED_FROM, a.body)
+    return a.record[header] == b.record[header] and chain.payload_hash(a) == chain.payload_hash(b)

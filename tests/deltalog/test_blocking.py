@@ -1,0 +1,644 @@
+"""The blocking log against the real one: same names, same answers, many threads, asyncio, interrupts, fork, exit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import pytest
+
+from deltalog import blocking, failpoints
+from deltalog.blocking import BlockingLog, BlockingStream, BlockingSubscription, open_log
+from deltalog.errors import BelowFloor, LimitExceeded, LogClosed, LogReadOnly, RingFull, StoreInUse, UsageError
+from deltalog.log import DeltaLog, LogOptions
+from deltalog.manager import open_log as async_open_log
+from deltalog.reader import Stream
+from deltalog.retention import Retention
+from deltalog.subscription import Subscription
+from deltalog.version import Order
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 30
+"""A wait that takes longer has failed."""
+
+_T = TypeVar("_T")
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[BlockingLog]:
+    with open_log(tmp_path / "data", source="alice") as log:
+        yield log
+
+
+@pytest.fixture(autouse=True)
+def nothing_armed() -> Iterator[None]:
+    yield
+    failpoints.disarm()
+
+
+class Gate:
+    """Keeps the writer from writing while it is shut."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+
+    def __enter__(self) -> Self:
+        failpoints.arm("store.write.before", self._pass)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.opened.set()
+
+    def _pass(self) -> None:
+        self.reached.set()
+        assert self.opened.wait(PATIENCE_S)
+
+
+def in_thread(function: Callable[[], _T]) -> Future[_T]:
+    """Call in a daemon thread, so that a failing test cannot keep the process."""
+    future: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def interrupt_main() -> None:
+    """What Ctrl-C does."""
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+def payloads(deltas: Any) -> list[Any]:
+    return [delta.payload for delta in deltas]
+
+
+def python(script: str, *args: object) -> subprocess.CompletedProcess[str]:
+    """Run a program of its own against this checkout."""
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(script), *map(str, args)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+# ------------------------------------------------------------------------------------------------ the names, the types
+
+LEFT_OUT = {
+    "running": "open_log does it",
+    "fill": "open_log does it",
+    "clock": "it belongs to the loop's thread",
+    "active": "it is for the log's own use",
+    "spare": "it is for the log's own use",
+}
+"""Public names of `DeltaLog` that the blocking one has not -> why."""
+ADDED = {"subscribe": {"timeout_s"}, "page": {"timeout_s"}}
+"""Parameters that only the blocking one takes."""
+TWINS = [(DeltaLog, BlockingLog), (Stream, BlockingStream), (Subscription, BlockingSubscription)]
+
+
+def public(kind: type) -> set[str]:
+    return {name for name in vars(kind) if not name.startswith("_")}
+
+
+@pytest.mark.parametrize(("theirs", "ours"), TWINS)
+def test_every_public_name_exists_with_the_same_parameters(theirs: type, ours: type) -> None:
+    names = public(theirs) - LEFT_OUT.keys()
+    assert names <= public(ours)
+    for name in sorted(names):
+        expected, found = inspect.getattr_static(theirs, name), inspect.getattr_static(ours, name)
+        assert isinstance(found, property) == (not inspect.isfunction(expected)), name
+        if inspect.isfunction(expected):
+            assert parameters(found) == parameters(expected), name
+
+
+def parameters(function: Callable[..., object]) -> list[tuple[str, object, object]]:
+    added = ADDED.get(function.__name__, set())
+    own = "blocking" in function.__module__
+    found = inspect.signature(function).parameters.values()
+    return [(p.name, p.kind, p.default) for p in found if not (own and p.name in added)]
+
+
+def test_every_public_attribute_exists(log: BlockingLog) -> None:
+    theirs = {name for name in vars(log._log) if not name.startswith("_")}
+    ours = {name for name in vars(log) if not name.startswith("_")}
+    assert theirs - LEFT_OUT.keys() == ours
+
+
+def test_open_log_takes_the_same_arguments() -> None:
+    theirs = inspect.signature(async_open_log).parameters
+    ours = inspect.signature(open_log).parameters
+    assert list(ours) == list(theirs)
+    assert [p.kind for p in ours.values()] == [p.kind for p in theirs.values()]
+    defaults = {name: (p.default, theirs[name].default) for name, p in ours.items() if name != "progress"}
+    assert all(mine == default for mine, default in defaults.values())
+
+
+# --------------------------------------------------------------------------------------------------------- each call
+
+
+def test_what_is_appended_is_read_in_every_way(log: BlockingLog) -> None:
+    first = log.append({"n": 1}, kind="edit", key="k")
+    second = log.append_nowait({"n": 2}, key="k")
+    rest = log.append_many(({"n": n} for n in range(3, 3000)), key="many")
+    deltas = [first, second, *rest]
+    assert [delta.seq for delta in deltas] == list(range(1, 3000))
+    assert (first.kind, first.key, second.key, rest[-1].key) == ("edit", "k", "k", "many")
+    assert log.heads == {"alice": 2999}
+    log.flush()
+    assert log.synced == log.written == log.heads
+    assert log.drained
+    assert log.get(("alice", 2)) == second
+    assert log.get(("alice", 5000)) is None
+    assert list(log.by_source("alice")) == list(log.replay()) == list(log.since({})) == list(log.between()) == deltas
+    assert list(log.by_source("alice", after=2, until=4, reverse=True)) == [rest[1], rest[0]]
+    assert list(log.between(after=second.timestamp, until=rest[0].timestamp)) == [rest[0]]
+    assert list(log.since({"alice": 2998})) == [rest[-1]]
+    assert log.order(first.dot, rest[-1].dot) is Order.BEFORE
+    assert log.sizes().deltas == log.statistics().writer.deltas == 2999
+    assert log.health().ok
+    assert (log.source, log.startup.kind, log.options) == ("alice", "created", LogOptions())
+
+
+def test_durable_calls_return_when_it_is_synced(log: BlockingLog) -> None:
+    one = log.append(1, durable=True)
+    assert log.synced.covers(one.dot)
+    many = log.append_many(range(10), durable=True)
+    assert log.synced.covers(many[-1].dot)
+
+
+def test_receive_conflicts_and_order_of_two_logs(log: BlockingLog, tmp_path: Path) -> None:
+    with open_log(tmp_path / "other", source="bob") as other:
+        theirs = other.append_many(range(3000), key="shared")
+        mine = log.append("mine", key="shared")
+        receipt = log.receive(theirs)
+        assert (len(receipt.applied), receipt.known, receipt.waiting, receipt.refused) == (3000, [], [], [])
+        again = log.receive(theirs[:5])
+        assert (again.applied, again.known) == ([], [delta.dot for delta in theirs[:5]])
+        assert log.order(mine.dot, theirs[0].dot) is Order.CONCURRENT
+        found = list(log.conflicts())
+        assert found
+        assert all(mine in (conflict.first, conflict.second) for conflict in found)
+
+
+def test_upkeep(log: BlockingLog) -> None:
+    log.append_many(range(100), durable=True)
+    erased = log.erase(("alice", 50), "asked to")
+    assert erased.erased
+    assert [(note.seq, note.reason) for note in log.erasures()] == [(50, "asked to")]
+    done = log.truncate(until={"alice": 10})
+    assert done.dropped == 10
+    assert log.floor == {"alice": 10}
+    assert log.truncate(retention=Retention(max_deltas=50)).dropped == 40
+    log.compact()
+    assert len(list(log.replay())) == 50
+
+
+def test_errors_come_out_as_themselves(log: BlockingLog, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="payload"):
+        log.append(object())
+    with pytest.raises(LimitExceeded) as caught:
+        log.append_many([1, b"x" * (2 << 20), 3])
+    assert caught.value.field == "payload"
+    assert payloads(log.replay()) == [1]
+    with pytest.raises(UsageError):
+        log.by_source("alice", after=-1)
+    with pytest.raises(UsageError):
+        log.truncate()
+    log.append_many([2, 3], durable=True)
+    log.truncate(until={"alice": 1})
+    with pytest.raises(BelowFloor):
+        log.since({})
+    with pytest.raises(StoreInUse):
+        open_log(tmp_path / "data")
+    with pytest.raises(UsageError):
+        open_log(tmp_path / "new", source="")
+
+
+def test_append_waits_for_room_and_append_nowait_does_not(tmp_path: Path) -> None:
+    with open_log(tmp_path / "data", source="alice", options=LogOptions(ring_deltas=4)) as log, Gate() as gate:
+        while not gate.reached.is_set() or log.statistics().ring.pending < 4:
+            with contextlib.suppress(RingFull):
+                log.append_nowait("early")
+        with pytest.raises(RingFull):
+            log.append_nowait("refused")
+        waiting = in_thread(lambda: log.append("late"))
+        assert log.statistics().ring.pending == 4
+        gate.opened.set()
+        assert waiting.result(PATIENCE_S).payload == "late"
+        assert "refused" not in payloads(log.replay())
+
+
+# -------------------------------------------------------------------------------------------------------- many threads
+
+
+def test_i1_many_threads_append_read_and_none_loses_its_order(log: BlockingLog) -> None:
+    def work(name: int) -> list[int]:
+        mine = [log.append([name, n], key=str(name)).seq for n in range(50)]
+        mine += [delta.seq for delta in log.append_many([name, n] for n in range(50, 100))]
+        log.flush()
+        assert payloads(d for d in log.replay() if d.key == str(name) or d.payload[0] == name)[-1] == [name, 99]
+        return mine
+
+    workers = [in_thread(partial(work, name)) for name in range(8)]
+    seqs = [worker.result(PATIENCE_S) for worker in workers]
+    assert all(mine == sorted(mine) for mine in seqs)
+    assert sorted(itertools.chain(*seqs)) == list(range(1, 801))
+    for name, mine in enumerate(seqs):
+        assert [log.get(("alice", seq)).payload for seq in mine] == [[name, n] for n in range(100)]  # type: ignore[union-attr]
+
+
+# ----------------------------------------------------------------------------------------------------- reads by pages
+
+
+def test_a_stream_is_an_iterator_and_gives_pages(log: BlockingLog) -> None:
+    log.append_many(range(10_000))
+    stream = log.replay()
+    assert next(stream).payload == 0
+    assert payloads(itertools.islice(stream, 5)) == [1, 2, 3, 4, 5]
+    for delta in stream:
+        assert delta.payload == 6
+        break
+    assert payloads(stream.page())[0] == 7
+    assert payloads(stream)[-1] == 9999
+    assert not stream.page()
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
+def test_i4_a_loop_left_early_goes_on_where_it_was(log: BlockingLog) -> None:
+    log.append_many(range(20_000))
+    stream, found = log.by_source("alice"), list[Any]()
+    while more := payloads(itertools.islice(stream, 777)):
+        found += more
+    assert found == list(range(20_000))
+
+
+def test_i13_a_read_in_progress_holds_the_floor_until_it_is_dropped(log: BlockingLog) -> None:
+    log.append_many(range(10_000), durable=True)
+    stream = log.replay()
+    next(stream)
+    assert log.truncate(until={"alice": 100}).held == {"alice": 100}
+    del stream
+    assert log.truncate(until={"alice": 100}).dropped == 100
+
+
+# -------------------------------------------------------------------------------------------------------- subscribing
+
+
+def test_a_subscription_catches_up_then_follows(log: BlockingLog) -> None:
+    log.append_many(range(5000))
+    subscription = log.subscribe({"alice": 10})
+    live = in_thread(lambda: payloads(itertools.islice(subscription, 4990 + 3)))
+    for n in (5000, 5001, 5002):
+        log.append(n)
+    assert live.result(PATIENCE_S) == list(range(10, 5003))
+    assert subscription.position == {"alice": 5003}
+
+
+def test_a_subscription_ends_after_its_timeout_and_goes_on(log: BlockingLog) -> None:
+    subscription = log.subscribe(timeout_s=0.01)
+    assert list(subscription) == []
+    log.append(1)
+    assert payloads(subscription) == [1]
+    assert not subscription.page(timeout_s=0)
+    log.append(2)
+    assert payloads(subscription.page()) == [2]
+
+
+def test_i4_the_position_counts_what_was_given_out_and_no_more(log: BlockingLog) -> None:
+    """A consumer that is killed in the middle of a page goes on with the next delta, not with the next page."""
+    log.append_many(range(1000))
+    subscription = log.subscribe({}, timeout_s=0)
+    for delta in subscription:
+        assert subscription.position == {"alice": delta.seq}
+        if delta.seq == 300:
+            break
+    assert payloads(log.subscribe(subscription.position, timeout_s=0))[0] == 300
+    assert payloads(subscription)[0] == 300
+
+
+def test_a_durable_subscription_gives_only_what_is_synced(log: BlockingLog) -> None:
+    with Gate() as gate:
+        log.append("late")
+        assert gate.reached.wait(PATIENCE_S)
+        assert payloads(log.subscribe({}, timeout_s=0)) == ["late"]
+        durable = log.subscribe({}, durable=True)
+        assert not durable.page(timeout_s=0)
+    assert payloads(durable.page()) == ["late"]
+
+
+def test_another_thread_closes_a_subscription(log: BlockingLog) -> None:
+    subscription = log.subscribe({})
+    log.append(1)
+    waiting = in_thread(lambda: payloads(subscription))
+    while subscription.position != {"alice": 1}:
+        pass
+    subscription.close()
+    assert waiting.result(PATIENCE_S) == [1]
+    subscription.close()
+    log.append(2)
+    assert list(subscription) == []
+    assert log.truncate(until={"alice": 1}).held == {}
+
+
+# ------------------------------------------------------------------------------------------------------------ the end
+
+
+def every_call(log: BlockingLog, deltas: Any = ()) -> dict[str, Callable[[], object]]:
+    """Each public name, with arguments that would do while the log is open; `receive` takes `deltas`."""
+    arguments: dict[str, tuple[object, ...]] = {
+        "append": (1,), "append_nowait": (1,), "append_many": ([1],), "get": (("alice", 1),),
+        "by_source": ("alice",), "since": ({},), "order": (("alice", 1), ("alice", 1)), "erase": (("alice", 1), "why"),
+    }  # fmt: skip
+    calls: dict[str, Callable[[], object]] = {}
+    for name in public(BlockingLog) - {"close", "receive"}:
+        if isinstance(vars(BlockingLog)[name], property):
+            calls[name] = partial(getattr, log, name)
+        elif name == "truncate":
+            calls[name] = partial(log.truncate, until={})
+        elif name == "conflicts":
+            calls[name] = lambda: list(log.conflicts())
+        else:
+            calls[name] = partial(getattr(log, name), *arguments.get(name, ()))
+    if deltas:
+        calls["receive"] = partial(log.receive, deltas)
+    return calls
+
+
+def test_after_the_end_every_call_raises_log_closed(tmp_path: Path) -> None:
+    with open_log(tmp_path / "bob", source="bob") as bob:
+        theirs = [bob.append(1)]
+    with open_log(tmp_path / "data", source="alice") as log:
+        log.append_many([1, 2])
+        stream, subscription = log.replay(), log.subscribe({})
+        for name, call in every_call(log, theirs).items():
+            if name != "append_nowait":
+                call()
+    log.close()
+    calls = every_call(log, theirs) | {"stream": stream.page, "subscription": subscription.page}
+    for name, call in calls.items():
+        with pytest.raises(LogClosed, match="the log is closed"):
+            pytest.fail(f"{name} returned {call()!r}")
+    assert subscription.position == {}
+
+
+def test_leaving_drains_also_after_an_exception(tmp_path: Path) -> None:
+    class Mine(Exception):
+        pass
+
+    def fail(log: BlockingLog) -> None:
+        log.append_many(range(2000))
+        raise Mine
+
+    with pytest.raises(Mine), open_log(tmp_path / "data", source="alice") as log:
+        fail(log)
+    with open_log(tmp_path / "data") as log:
+        assert log.startup.kind == "clean"
+        assert payloads(log.replay()) == list(range(2000))
+
+
+def test_calls_under_way_elsewhere_come_to_their_end_first(tmp_path: Path) -> None:
+    with open_log(tmp_path / "data", source="alice") as log, Gate() as gate:
+        durable = in_thread(lambda: log.append("durable", durable=True))
+        waiting = in_thread(lambda: list(log.subscribe({})))
+        assert gate.reached.wait(PATIENCE_S)
+        reading = in_thread(lambda: read_for_ever(log))
+        closing = in_thread(log.close)
+        with pytest.raises(LogClosed):
+            waiting.result(PATIENCE_S)
+        assert not closing.done()
+    closing.result(PATIENCE_S)
+    assert durable.result(PATIENCE_S).payload == "durable"
+    with pytest.raises(LogClosed):
+        reading.result(PATIENCE_S)
+    with open_log(tmp_path / "data") as log:
+        assert payloads(log.replay()) == ["durable"]
+
+
+def read_for_ever(log: BlockingLog) -> None:
+    while True:
+        list(log.between())
+
+
+@pytest.mark.parametrize("rounds_of_reading", range(3))
+def test_closing_under_readers_is_no_error(tmp_path: Path, rounds_of_reading: int) -> None:
+    log = open_log(tmp_path / "data", source="alice", options=LogOptions(ring_deltas=16))
+    log.append_many(range(3000), durable=True)
+    readers = [in_thread(lambda: read_for_ever(log)) for _ in range(4)]
+    for _ in range(rounds_of_reading):
+        list(log.replay())
+    log.close()
+    for reader in readers:
+        with pytest.raises(LogClosed):
+            reader.result(PATIENCE_S)
+
+
+class Bug(Exception):
+    """What no code expects."""
+
+
+def bug() -> None:
+    raise Bug
+
+
+def test_i10_a_crash_of_the_loop_surfaces_in_every_call(tmp_path: Path) -> None:
+    log = open_log(tmp_path / "data", source="alice")
+    subscription = log.subscribe()
+    waiting = in_thread(lambda: list(subscription))
+    failpoints.arm("writer.drain.after", bug)
+    with pytest.raises((LogReadOnly, LogClosed)) as caught:
+        log.append("lost", durable=True)
+    assert isinstance(caught.value.__cause__, Bug)
+    with pytest.raises((LogReadOnly, LogClosed)):
+        waiting.result(PATIENCE_S)
+    for name, call in every_call(log).items():
+        with pytest.raises((LogReadOnly, LogClosed)):
+            pytest.fail(f"{name} returned {call()!r}")
+    with pytest.raises(Bug):
+        log.close()
+
+
+def test_the_blocks_own_error_is_not_hidden_by_that_of_the_close(tmp_path: Path) -> None:
+    def fail() -> None:
+        with open_log(tmp_path / "data", source="alice") as log:
+            failpoints.arm("writer.drain.after", bug)
+            log.append("lost", durable=True)
+
+    with pytest.raises((LogReadOnly, LogClosed)) as caught:
+        fail()
+    assert "did not close in order: Bug()" in caught.value.__notes__[0]
+
+
+def test_an_interrupt_ends_the_wait_and_nothing_else(log: BlockingLog) -> None:
+    subscription = log.subscribe({})
+    log.append(0)
+
+    def follow() -> None:
+        for delta in subscription:
+            if delta.payload == 0:
+                in_thread(interrupt_main)
+
+    with pytest.raises(KeyboardInterrupt):
+        follow()
+    assert subscription.position == {"alice": 1}
+    log.append_many([1, 2, 3], durable=True)
+    assert payloads(itertools.islice(subscription, 3)) == [1, 2, 3]
+
+
+def test_it_is_the_writer_that_stores_after_an_interrupt(tmp_path: Path) -> None:
+    def append(log: BlockingLog) -> None:
+        with Gate() as gate:
+            in_thread(lambda: interrupt_main() if gate.reached.wait(PATIENCE_S) else None)
+            log.append("kept", durable=True)
+
+    with open_log(tmp_path / "data", source="alice") as log, pytest.raises(KeyboardInterrupt):
+        append(log)
+    with open_log(tmp_path / "data") as log:
+        assert payloads(log.replay()) == ["kept"]
+
+
+# ------------------------------------------------------------------------------------------------------------- asyncio
+
+
+def test_asyncio_programs_call_it_in_threads(log: BlockingLog) -> None:
+    async def main() -> None:
+        await asyncio.gather(*(asyncio.to_thread(log.append, n, durable=n % 10 == 0) for n in range(50)))
+        stream, found = log.replay(), list[Any]()
+        while page := await asyncio.to_thread(stream.page):
+            found += payloads(page)
+        assert sorted(found) == list(range(50))
+        assert await asyncio.to_thread(log.subscribe({}).page, timeout_s=0)
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_asyncio_task_ends_its_wait_and_not_the_append(log: BlockingLog) -> None:
+    async def main() -> None:
+        with Gate() as gate:
+            task = asyncio.create_task(asyncio.to_thread(log.append, "kept", durable=True))
+            await asyncio.to_thread(gate.reached.wait, PATIENCE_S)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert log.synced == {}
+        await asyncio.to_thread(log.append, "next", durable=True)
+
+    asyncio.run(main())
+    assert payloads(log.replay()) == ["kept", "next"]
+
+
+# ---------------------------------------------------------------------------------------------------- fork and exit
+
+
+def test_a_forked_child_gets_log_closed_and_the_parent_goes_on(tmp_path: Path) -> None:
+    script = """
+        import os, sys, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads
+        from deltalog import blocking
+        from deltalog.errors import LogClosed
+        with blocking.open_log(sys.argv[1], source="alice") as log:
+            log.append(1)
+            stream, subscription = log.replay(), log.subscribe({})
+            next(stream)
+            child = os.fork()
+            if not child:
+                refused = 0
+                for call in (lambda: log.append(2), lambda: log.heads, log.flush, stream.page, subscription.page):
+                    try:
+                        call()
+                    except LogClosed:
+                        refused += 1
+                del stream, subscription
+                log.close()
+                sys.exit(refused)
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            log.append(3)
+        with blocking.open_log(sys.argv[1]) as log:
+            print([delta.payload for delta in log.replay()])
+    """
+    done = python(script, tmp_path / "data")
+    assert (done.returncode, done.stdout.split("\n")[:2], done.stderr) == (0, ["5", "[1, 3]"], "")
+
+
+def test_a_program_that_ends_without_a_word_loses_nothing(tmp_path: Path) -> None:
+    script = """
+        import contextlib, sys, threading
+        from deltalog import blocking, errors
+        def follow():
+            with contextlib.suppress(errors.LogClosed):
+                list(log.subscribe())
+        log = blocking.open_log(sys.argv[1], source="alice")
+        log.append_many(range(5000))
+        threading.Thread(target=follow, daemon=True).start()
+        threading.Timer(0.05, lambda: log.append("after the main thread")).start()
+    """
+    done = python(script, tmp_path / "data")
+    assert (done.returncode, done.stderr) == (0, "")
+    with open_log(tmp_path / "data") as log:
+        assert log.startup.kind == "clean"
+        assert payloads(log.replay()) == [*range(5000), "after the main thread"]
+
+
+def test_ctrl_c_in_a_program_that_follows_the_log(tmp_path: Path) -> None:
+    script = """
+        import sys
+        from deltalog import blocking
+        with blocking.open_log(sys.argv[1], source="alice") as log:
+            log.append("first")
+            try:
+                for delta in log.subscribe({}):
+                    print("ready", flush=True)
+            except KeyboardInterrupt:
+                log.append("last")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "data")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=PATIENCE_S) == (b"", b"")
+    assert process.returncode == 0
+    with open_log(tmp_path / "data") as log:
+        assert (log.startup.kind, payloads(log.replay())) == ("clean", ["first", "last"])
+
+
+def test_it_can_be_opened_again_while_a_child_lives(tmp_path: Path) -> None:
+    """A forked child has the descriptor of the lock too; closing must free it all the same."""
+    script = """
+        import os, sys, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from deltalog import blocking
+        with blocking.open_log(sys.argv[1], source="alice"):
+            wait, go = os.pipe()
+            if not os.fork():
+                os.close(go)
+                os.read(wait, 1)
+                os._exit(0)
+        with blocking.open_log(sys.argv[1]) as log:
+            print(log.startup.kind)
+        os.close(go)
+        os.wait()
+    """
+    done = python(script, tmp_path / "data")
+    assert (done.stdout, done.stderr, done.returncode) == ("clean\n", "", 0)
+
+
+def test_the_module_is_where_the_docs_say() -> None:
+    assert blocking.open_log is open_log
+    assert os.path.basename(inspect.getfile(blocking)) == "blocking.py"

@@ -1,0 +1,262 @@
+"""A thing held open in a loop of its own: calls, their errors, how it ends. No RocksDB here."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TypeVar
+
+import attrs
+import pytest
+import trio
+
+from deltalog.errors import LogClosed
+from deltalog.loop_thread import LoopThread, offload
+
+PATIENCE_S = 30
+"""A wait that takes longer has failed."""
+
+_T = TypeVar("_T")
+
+
+class Boom(Exception):
+    """What the thing comes down with."""
+
+
+@attrs.define
+class Thing:
+    """Something to hold open: counts, waits, crashes."""
+
+    events: list[str] = attrs.field(factory=list)
+    crash: trio.Event = attrs.field(factory=trio.Event)
+    crash_at_end: bool = False
+    called: threading.Event = attrs.field(factory=threading.Event)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Thing]:
+        self.events.append("open")
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._crash)
+                yield self
+                nursery.cancel_scope.cancel()
+        except* Boom as group:
+            raise group.exceptions[0] from None
+        finally:
+            self.events.append("closed")
+        if self.crash_at_end:
+            raise Boom("at the end")
+
+    async def _crash(self) -> None:
+        await self.crash.wait()
+        raise Boom
+
+    async def add(self, a: int, *, b: int) -> int:
+        await trio.lowlevel.checkpoint()
+        return a + b
+
+    async def hold(self, event: trio.Event) -> str:
+        """Wait for an event; say when that began."""
+        self.called.set()
+        await event.wait()
+        self.events.append("held")
+        return "held"
+
+
+def in_thread(function: Callable[[], _T]) -> Future[_T]:
+    """Call in a daemon thread, so that a failing test cannot keep the process."""
+    future: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def calls(loop: LoopThread[Thing]) -> list[Callable[[], object]]:
+    """One of each kind, that would not wait."""
+    return [partial(loop.run, trio.lowlevel.checkpoint), partial(loop.run_sync, int)]
+
+
+def interrupt_main() -> None:
+    """What Ctrl-C does."""
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+def ended(loop: LoopThread[Thing]) -> bool:
+    """Whether the thread is gone; waits for it."""
+    loop._thread.join(PATIENCE_S)
+    return not loop._thread.is_alive()
+
+
+def test_calls_return_and_raise_in_the_callers_thread() -> None:
+    loop = LoopThread(Thing().open).start()
+    assert loop.run(loop.opened.add, 1, b=2) == 3
+    assert loop.run_sync(threading.current_thread) is loop._thread
+    with pytest.raises(ZeroDivisionError):
+        loop.run_sync(lambda: 1 // 0)
+    loop.close()
+    assert ended(loop)
+
+
+def test_what_opening_raises_comes_out_of_start() -> None:
+    @asynccontextmanager
+    async def opening() -> AsyncIterator[Thing]:
+        if threading.current_thread().name == "deltalog":
+            raise Boom
+        yield Thing()
+
+    loop = LoopThread(opening)
+    with pytest.raises(Boom):
+        loop.start()
+    assert ended(loop)
+
+
+def test_i10_a_crash_surfaces_in_waiting_and_later_calls_and_at_the_close() -> None:
+    thing = Thing()
+    loop = LoopThread(thing.open).start()
+    never = trio.Event()
+    waiting = in_thread(lambda: loop.run(loop.wait, thing, None, partial(thing.hold, never)))
+    assert thing.called.wait(PATIENCE_S)
+    loop.soon(thing.crash.set)
+    with pytest.raises(LogClosed, match="came down") as caught:
+        waiting.result(PATIENCE_S)
+    assert isinstance(caught.value.__cause__, Boom)
+    for call in calls(loop):
+        with pytest.raises(LogClosed) as caught:
+            call()
+        assert isinstance(caught.value.__cause__, Boom)
+    with pytest.raises(Boom):
+        loop.close()
+
+
+def test_a_failure_at_the_end_comes_out_of_close() -> None:
+    loop = LoopThread(Thing(crash_at_end=True).open).start()
+    with pytest.raises(Boom, match="at the end"):
+        loop.close()
+    with pytest.raises(LogClosed):
+        loop.run_sync(int)
+
+
+def test_calls_that_have_begun_come_to_their_end_before_the_thing_is_closed() -> None:
+    thing = Thing()
+    loop = LoopThread(thing.open).start()
+    event = trio.Event()
+    call = in_thread(lambda: loop.run(thing.hold, event))
+    assert thing.called.wait(PATIENCE_S)
+    closing = in_thread(loop.close)
+    loop.soon(partial(_when, lambda: loop._stopping, event.set))
+    closing.result(PATIENCE_S)
+    assert call.result(PATIENCE_S) == "held"
+    assert thing.events == ["open", "held", "closed"]
+
+
+def _when(condition: Callable[[], bool], action: Callable[[], None]) -> None:
+    """Do it once the condition holds; asked at each turn of the loop."""
+    if condition():
+        action()
+    else:
+        trio.lowlevel.current_trio_token().run_sync_soon(_when, condition, action)
+
+
+def test_calls_after_the_end_raise_and_closing_again_does_nothing() -> None:
+    loop = LoopThread(Thing().open).start()
+    loop.close()
+    loop.close()
+    for call in calls(loop):
+        with pytest.raises(LogClosed, match="the log is closed") as caught:
+            call()
+        assert caught.value.__cause__ is None
+    loop.soon(int)  # what a finalizer does, whenever it runs
+
+
+def test_waits_end_by_time_and_by_owner() -> None:
+    thing = Thing()
+    loop = LoopThread(thing.open).start()
+    loop.run(loop.wait, thing, 0.01, trio.sleep_forever)
+    began = threading.Event()
+
+    async def forever() -> None:
+        began.set()
+        await trio.sleep_forever()
+
+    waiting = in_thread(lambda: loop.run(loop.wait, thing, None, forever))
+    assert began.wait(PATIENCE_S)
+    loop.run_sync(loop.end_waits, "somebody else")
+    assert loop.run_sync(lambda: len(loop._waits)) == 1
+    loop.run_sync(loop.end_waits, thing)
+    waiting.result(PATIENCE_S)
+    loop.close()
+
+
+def test_interrupted_while_it_opens_it_is_closed_once_it_is_open() -> None:
+    thing, go = Thing(), threading.Event()
+
+    @asynccontextmanager
+    async def slow() -> AsyncIterator[Thing]:
+        interrupt_main()
+        await trio.to_thread.run_sync(go.wait)
+        async with thing.open():
+            yield thing
+
+    loop = LoopThread(slow)
+    with pytest.raises(KeyboardInterrupt):
+        loop.start()
+    go.set()
+    assert ended(loop)
+    assert thing.events == ["open", "closed"]
+    loop.close()
+
+
+def test_an_interrupt_ends_the_wait_and_not_the_call() -> None:
+    thing, event = Thing(), trio.Event()
+    loop = LoopThread(thing.open).start()
+
+    def interrupted() -> None:
+        in_thread(lambda: interrupt_main() if thing.called.wait(PATIENCE_S) else None)
+        loop.run(thing.hold, event)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    loop.run_sync(event.set)
+    loop.close()
+    assert thing.events == ["open", "held", "closed"]
+
+
+def test_it_is_no_way_to_block_a_trio_program() -> None:
+    loop = LoopThread(Thing().open).start()
+
+    async def main() -> None:
+        loop.run_sync(int)
+
+    with pytest.raises(RuntimeError, match="blocking function"):
+        trio.run(main)
+    loop.close()
+
+
+async def test_offload_works_in_a_thread() -> None:
+    assert await offload(threading.current_thread) is not threading.current_thread()
+    with pytest.raises(RuntimeError, match="mine"):
+        await offload(_fail)
+
+
+async def test_offload_works_in_place_when_no_thread_starts_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: object) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", refuse)
+    assert await offload(threading.current_thread) is threading.current_thread()
+    with pytest.raises(RuntimeError, match="mine"):
+        await offload(_fail)
+
+
+def _fail() -> None:
+    raise RuntimeError("mine")
