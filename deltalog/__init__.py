@@ -6,6 +6,7 @@ another directly and never through here.
 
 from __future__ import annotations
 
+from deltalog import blocking
 from deltalog.causality import Conflict
 from deltalog.clock import from_iso, to_iso
 from deltalog.codec import build, decode
@@ -41,7 +42,7 @@ from deltalog.inbox import InboxStatistics
 from deltalog.log import DeltaLog, LogOptions, LogStatistics, Truncation
 from deltalog.manager import DiskUsage, Manager, ManagerHealth, Problem, Upkeep, open_log, open_manager
 from deltalog.profiles import SharedMemory
-from deltalog.reader import Stream
+from deltalog.reader import Conflicts, Stream
 from deltalog.receiver import Receipt, Refusal
 from deltalog.retention import Retention
 from deltalog.ring import RingStatistics
@@ -56,6 +57,7 @@ __all__ = [
     "BelowFloor",
     "ClockDrift",
     "Conflict",
+    "Conflicts",
     "DataLoss",
     "DecodeError",
     "Delta",
@@ -107,6 +109,7 @@ __all__ = [
     "VersionVector",
     "WriterStatistics",
     "__version__",
+    "blocking",
     "build",
     "decode",
     "from_iso",

@@ -20,7 +20,7 @@ from typing import Final
 import attrs
 
 from deltalog.chain import TAG_BYTES, tags
-from deltalog.codec import HASH_BYTES, decode_many, skip_many
+from deltalog.codec import HASH_BYTES, count_until, decode_many, skip_many
 from deltalog.delta import Delta, Limits
 from deltalog.errors import DecodeError
 
@@ -87,23 +87,40 @@ def decode(source: str, first_seq: int, value: bytes) -> Block:
     return Block(previous, tag_bytes, deltas)
 
 
-def decode_part(source: str, first_seq: int, value: bytes, seq: int, count: int) -> tuple[list[Delta], int]:
-    """Return up to `count` deltas from `seq` on of the block stored under (source, first_seq); and their bytes.
+def decode_part(source: str, first_seq: int, value: bytes, after: int, until: int) -> tuple[list[Delta], int]:
+    """Return the deltas with after < seq <= until of the block stored under (source, first_seq); and their bytes.
 
-    Those it has: none if it ends before `seq`. What stands before them is passed over by its sizes alone, what stands
-    behind them is not looked at. Raises `DecodeError`.
+    What stands before them is passed over by its sizes alone, what stands behind them is not looked at. Raises
+    `DecodeError`.
     """
     _, _, held, at = _header(value)
-    skip = max(0, seq - first_seq)
-    if skip >= held:
+    start, end_index = max(0, after + 1 - first_seq), min(held, until + 1 - first_seq)
+    if start >= end_index:
         return [], 0
-    at = skip_many(value, at, skip)
-    deltas, end = decode_many(source, value, at, min(count, held - skip), STORED)
-    if deltas[0].seq != first_seq + skip:
-        raise DecodeError(f"block: seq {deltas[0].seq} stands where {first_seq + skip} belongs")
-    if skip + len(deltas) == held and end != len(value):
+    at = skip_many(value, at, start)
+    deltas, end = decode_many(source, value, at, end_index - start, STORED)
+    if deltas[0].seq != first_seq + start:
+        raise DecodeError(f"block: seq {deltas[0].seq} stands where {first_seq + start} belongs")
+    if end_index == held and end != len(value):
         raise DecodeError(f"block: {len(value) - end} bytes after its last record")
     return deltas, end - at
+
+
+def fits(count: int, size_bytes: int) -> bool:
+    """Whether so many records of so many bytes may stand in one block together."""
+    return count <= DELTAS_MAX and size_bytes <= BYTES_MAX
+
+
+def weigh(value: bytes) -> tuple[int, int]:
+    """Return how many records a block has, and their bytes, by its header alone. Raises `DecodeError`."""
+    _, _, count, at = _header(value)
+    return count, len(value) - at
+
+
+def seq_after(first_seq: int, value: bytes, timestamp: int) -> tuple[int, int]:
+    """Return the least seq with a later timestamp (one more than the last seq, if there is none), and the last seq."""
+    _, _, held, at = _header(value)
+    return first_seq + count_until(value, at, held, timestamp), first_seq + held - 1
 
 
 def _header(value: bytes) -> tuple[bytes, bytes, int, int]:

@@ -39,6 +39,8 @@ from deltalog.store import Erasure, StoreSizes
 from deltalog.subscription import Subscription
 from deltalog.version import Order, VersionVector
 
+__all__ = ["BlockingLog", "BlockingStream", "BlockingSubscription", "open_log"]
+
 MANY: Final = 1024
 """Payloads or deltas that one hop into the loop brings: about 3 ms of its time."""
 
@@ -340,9 +342,9 @@ class BlockingLog:
         """The notes that `erase` left."""
         return self._loop.run(self._log.erasures)
 
-    def compact(self) -> None:
+    def compact(self, *, if_needed: bool = False) -> None:
         """Merge short blocks and give back the space of what was dropped or erased."""
-        self._loop.run(self._log.compact)
+        self._loop.run(self._log.compact, if_needed=if_needed)
 
 
 def _parts(items: Iterable[_T]) -> Iterator[list[_T]]:

@@ -42,9 +42,10 @@ def knows(backwards: Iterable[Delta], dot: Dot, timestamp: int) -> bool:
 class ConflictFinder:
     """Fed deltas in timestamp order, finds the conflicts among them.
 
-    For each delta it names, per other source, the newest earlier delta on the same key that this one did not know; the
-    older ones it did not know either follow from that. Memory: one delta per key and source, one seq per pair of
-    sources that met.
+    For each delta and each other source it reports at most one conflict: with that source's newest delta so far on the
+    same key, unless it knew that one (then it knew the older ones too). Older ones it did not know either are not
+    reported; they are those of that source and key above its context. Deltas with the key "" conflict with none.
+    Memory: one delta per key and source, one seq per pair of sources that met.
     """
 
     def __init__(self) -> None:

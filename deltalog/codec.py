@@ -325,6 +325,8 @@ def decode_many(source: str, data: bytes, at: int, count: int, limits: Limits) -
             delta.__class__ = Delta
             add(delta)  # type: ignore[arg-type]  # it is one now
             at = end
+        if expected > SEQ_MAX + 1:
+            _check_order(expected - 1, -1, timestamp, -1)
     except struct.error as error:
         raise DecodeError(f"record: {max(0, size - at)} bytes left, its header has {_HEADER_BYTES}") from error
     return deltas, at
@@ -340,6 +342,20 @@ def skip_many(data: bytes, at: int, count: int) -> int:
     except struct.error as error:
         raise DecodeError(f"record: {max(0, len(data) - at)} bytes left, its header has {_HEADER_BYTES}") from error
     return at
+
+
+def count_until(data: bytes, at: int, count: int, timestamp: int) -> int:
+    """Return how many of `count` records that stand from offset `at` come before the first with a later timestamp."""
+    front, sizes = _FRONT_FROM, _TEXT_SIZES.unpack
+    try:
+        for index in range(count):
+            _, body, texts, _, own = front(data, at)
+            if own > timestamp:
+                return index
+            at += _HEADER_BYTES + body + sum(sizes(texts))
+    except struct.error as error:
+        raise DecodeError(f"record: {max(0, len(data) - at)} bytes left, its header has {_HEADER_BYTES}") from error
+    return count
 
 
 def _decode_texts(source: str, sizes: bytes, text: bytes, limits: Limits) -> tuple[str, str, Mapping[str, int]]:

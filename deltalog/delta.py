@@ -191,7 +191,7 @@ def text_bytes(field: str, value: object, limit: int) -> bytes:
     if not isinstance(value, str):
         raise UsageError(f"{field} must be a string, not {type(value).__name__}")
     try:
-        data = value.encode()
+        data = str.encode(value)  # a subclass may encode as another text
     except UnicodeEncodeError as error:
         raise UsageError(f"{field} must be valid Unicode: {error}") from error
     if len(data) > limit:

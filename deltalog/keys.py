@@ -15,7 +15,7 @@ has a fixed size whatever the source's id holds.
 
 by_time is an interval index. A block covers the interval from its first to its last timestamp; `level` is the number
 of bits of that interval's length. Blocks that touch (after, until] are found at each level by one seek to
-`after - 2**level`: since blocks of one source do not overlap, at most three a source and level are looked at in vain,
+`after - 2**level`: since blocks of one source do not overlap, at most one a source and level is looked at in vain,
 however long the log and however long its longest block.
 
 A check is BLAKE2b over family, key and value, 8 bytes: what the chain cannot vouch for (heads, meta) does so itself.
@@ -47,10 +47,13 @@ META_STORE_ID: Final = b"store_id"
 META_INCARNATIONS: Final = b"incarnations"
 META_ERASED: Final = b"erased/"
 META_SCRUB: Final = b"scrub"
+META_CONTEXT: Final = b"context"
+"""What this node's next delta depends on, kept at an orderly close."""
 LEVELS: Final = 65
 
 _BLOCK_KEY: Final = struct.Struct(">IQ")
 _TIME_KEY: Final = struct.Struct(">BQIQ")
+TIME_KEY_BYTES: Final = _TIME_KEY.size
 _TIME_VALUE: Final = struct.Struct(">QHI")
 _SOURCE_KEY: Final = struct.Struct(">I")
 _HEAD: Final = struct.Struct(f">BQQ{HASH_BYTES}sQ{HASH_BYTES}sQ")

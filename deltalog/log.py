@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
 from weakref import WeakSet
@@ -18,13 +19,14 @@ from weakref import WeakSet
 import attrs
 import trio
 
-from deltalog.causality import Conflict, ConflictFinder, knows
+from deltalog.causality import knows
 from deltalog.clock import Clock
 from deltalog.codec import Encoder
 from deltalog.delta import NO_DEPS, SEQ_MAX, TIMESTAMP_MAX, Delta, Limits, text_bytes
 from deltalog.errors import BelowFloor, LogClosed, LogReadOnly, RingFull, UsageError
+from deltalog.failpoints import reach
 from deltalog.inbox import Inbox, InboxStatistics
-from deltalog.reader import Reader, Stream, check_floor
+from deltalog.reader import Conflicts, Reader, Stream, check_floor
 from deltalog.receiver import Frontier, Receipt, Receiver
 from deltalog.retention import Retention, plan
 from deltalog.ring import Ring, RingStatistics
@@ -140,6 +142,8 @@ class DeltaLog:
         self._streams: WeakSet[Stream] = WeakSet()
         self._subscriptions: WeakSet[Subscription] = WeakSet()
         self._closed = False
+        self._appending = False
+        """Between a seq and its place in the ring: what the garbage collector runs then must not take the same seq."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[DeltaLog]:
@@ -157,9 +161,11 @@ class DeltaLog:
                 finally:
                     self._closed = True
                     self._writer.close()
+                    reach("log.drain.before")
                     with trio.CancelScope(shield=True):
                         await done.wait()
                     self._news.ring()
+                    reach("log.drain.after")
         except trio.Cancelled:
             if self.drained:
                 raise
@@ -237,16 +243,20 @@ class DeltaLog:
         payload: any msgpack value. Raises `UsageError` or `LimitExceeded` naming the field, `RingFull` when nothing
         can be evicted, `LogReadOnly`, `LogClosed`; the log is then as before.
         """
-        if self._closed or self._writer.failure is not None:
+        if self._closed or self._appending or self._writer.failure is not None:
             self._refuse()
         deps: Mapping[str, int] = NO_DEPS
         if self._frontier.fresh:
             deps = self._take_deps()
-        seq = self._seq + 1
-        delta = self._encode(self.source, seq, self._tick, deps, kind, key, payload)
-        if not self._ring.push(self.source, seq, delta.record):
-            raise RingFull(self._ring.pending, len(delta.record))
-        self._mark[0] = self._heads[self.source] = self._seq = seq
+        self._appending = True
+        try:
+            seq = self._seq + 1
+            delta = self._encode(self.source, seq, self._tick, deps, kind, key, payload)
+            if not self._ring.push(self.source, seq, delta.record):
+                raise RingFull(self._ring.pending, len(delta.record))
+            self._mark[0] = self._heads[self.source] = self._seq = seq
+        finally:
+            self._appending = False
         if deps:
             self._frontier.fresh = {}
         if self._writer.idle:
@@ -299,6 +309,10 @@ class DeltaLog:
     def _refuse(self) -> None:
         """Raise why nothing can be appended."""
         self._refuse_closed()
+        if self._appending:
+            raise UsageError(
+                "append was called from within another append: by a finalizer, say, or by the payload's code"
+            )
         self._writer.refuse()
 
     def _refuse_closed(self) -> None:
@@ -432,14 +446,11 @@ class DeltaLog:
             raise BelowFloor({later.source: last.seq - 1}, {later.source: 0})
         return False
 
-    async def conflicts(self, after: int = -1, until: int = TIMESTAMP_MAX) -> AsyncIterator[Conflict]:
+    def conflicts(self, after: int = -1, until: int = TIMESTAMP_MAX) -> Conflicts:
         """Concurrent deltas on one key within an interval of time: for each delta, per other source, the newest it
         did not know. Memory grows with keys times sources in the interval.
         """
-        finder = ConflictFinder()
-        async for delta in self.between(after, until):
-            for conflict in finder.add(delta):
-                yield conflict
+        return Conflicts(self.between(after, until))
 
     # -------------------------------------------------------------------------------------------------------- upkeep
 
@@ -461,7 +472,9 @@ class DeltaLog:
         synced = self._writer.synced
         wanted = {s: min(seq, synced.get(s, 0)) for s, seq in floors.items() if s in self._heads}
         allowed = self._unpinned(wanted)
+        reach("log.truncate.before")
         dropped: int = await self._offload(self._store.truncate, allowed) if allowed else 0
+        reach("log.truncate.after")
         for source, floor in allowed.items():
             self._floors[source] = max(floor, self._floors.get(source, 0))
             self._ring.drop_below(source, floor)
@@ -487,12 +500,14 @@ class DeltaLog:
         delta = await self._held(dot)
         if delta.seq > self._writer.synced.get(delta.source, 0):
             await self.flush()
+        reach("log.erase.before")
         erased: Delta | None = await self._offload(
             self._store.erase, delta.source, delta.seq, reason, self.clock.tick()
         )
         if erased is None:  # dropped meanwhile
             raise BelowFloor({delta.source: delta.seq}, {delta.source: delta.seq - 1})
         self._ring.replace(erased.source, erased.seq, erased.record)
+        reach("log.erase.after")
         return erased
 
     async def erasures(self) -> Sequence[Erasure]:
@@ -500,9 +515,12 @@ class DeltaLog:
         notes: Sequence[Erasure] = await self._offload(self._store.erasures)
         return notes
 
-    async def compact(self) -> None:
-        """Merge short blocks, give back the space of what was dropped or erased. Reads and appends go on meanwhile."""
-        await self._offload(self._store.compact)
+    async def compact(self, *, if_needed: bool = False) -> None:
+        """Merge short blocks, give back the space of what was dropped or erased. Reads and appends go on meanwhile.
+
+        if_needed: leave the files alone unless there is something to give back.
+        """
+        await self._offload(partial(self._store.compact, if_needed=if_needed))
 
 
 @attrs.frozen
@@ -542,10 +560,19 @@ async def open_nursery() -> AsyncIterator[trio.Nursery]:
 
 
 def _only(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
-    """The one error in a group, not counting those that another one in it caused; None if there are several."""
-    errors = list(_leaves(group))
-    first = [error for error in errors if not any(error.__cause__ is other for other in errors)]
-    first = [error for error in first if not isinstance(error, trio.Cancelled)] or first[:1]
+    """The one error in a group, not counting what another one in it caused; None if there are several.
+
+    Not looked into: a group that the caller's own nursery made stays as it is.
+    """
+    errors = group.exceptions
+
+    def follows(error: BaseException) -> bool:
+        return all(
+            isinstance(leaf, trio.Cancelled) or any(leaf.__cause__ is other for other in errors)
+            for leaf in _leaves(error)
+        )
+
+    first = [error for error in errors if not follows(error)] or errors[:1]
     return first[0] if len(first) == 1 else None
 
 

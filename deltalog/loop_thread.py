@@ -165,8 +165,6 @@ class LoopThread(Generic[_Thing]):
 
     def close(self) -> None:
         """Close what is open, end the thread. Raises what brought it down. Idempotent; in a forked child, nothing."""
-        if os.getpid() != self._pid:
-            return
         self._ask_to_stop()
         self._thread.join()
         atexit.unregister(self.close)

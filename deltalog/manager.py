@@ -10,7 +10,8 @@ stops the rest (a failed compaction must not be the last one).
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -19,18 +20,22 @@ from typing import Final, Protocol
 import attrs
 import trio
 
+from deltalog.data_directory import make_reserve
 from deltalog.errors import DeltaLogError, StoreError, UsageError
+from deltalog.failpoints import reach
 from deltalog.keys import Head
 from deltalog.log import DeltaLog, LogOptions, Truncation, open_nursery
 from deltalog.profiles import SharedMemory
 from deltalog.retention import Retention
 from deltalog.rocks_values import Health
-from deltalog.startup import OpenData, OpenOptions, Progress, StartupReport, make_reserve, open_data
+from deltalog.startup import OpenData, OpenOptions, Progress, StartupReport, open_data
 from deltalog.store import Run, StoreSizes
 from deltalog.writer import Offload
 
 DELTA: Final = "delta"
 """Name of the log's own instance."""
+WITNESS_INTERVAL_S: Final = 1.0
+"""How far the witness may lag behind the disk after a power loss. Each time costs one more fsync."""
 
 
 @attrs.frozen(kw_only=True)
@@ -53,10 +58,11 @@ class Upkeep:
     def __attrs_post_init__(self) -> None:
         for name in ("flush_interval_s", "collect_interval_s", "compact_interval_s", "disk_interval_s"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UsageError(f"upkeep.{name} must be positive or None, not {value!r}")
-        if not 0 < self.disk_alert_share <= 1:
-            raise UsageError(f"upkeep.disk_alert_share must be above 0 and at most 1, not {self.disk_alert_share!r}")
+            if value is not None and not (type(value) in (int, float) and value > 0):
+                raise UsageError(f"upkeep.{name} must be a positive number or None, not {value!r}")
+        share = self.disk_alert_share
+        if type(share) not in (int, float) or not 0 < share <= 1:
+            raise UsageError(f"upkeep.disk_alert_share must be above 0 and at most 1, not {share!r}")
 
 
 @attrs.frozen
@@ -98,8 +104,8 @@ class Member(Protocol):
         """Drop what its retention lets go; return how many records."""
         ...
 
-    async def compact(self) -> None:
-        """Give back space."""
+    async def compact(self, *, if_needed: bool = False) -> None:
+        """Give back space; `if_needed`: only if there is some to give back."""
         ...
 
     async def sizes(self) -> StoreSizes:
@@ -155,6 +161,7 @@ class Manager:
     def leave(self, name: str) -> None:
         """Look after it no longer; whoever opened it closes it."""
         del self._members[name]
+        self._problems = {key: problem for key, problem in self._problems.items() if problem.member != name}
 
     @property
     def names(self) -> Sequence[str]:
@@ -163,21 +170,21 @@ class Manager:
 
     async def flush(self, name: str | None = None) -> None:
         """Flush one instance, or all."""
-        for each in self._chosen(name):
-            await self._members[each].flush()
+        for _, member in self._chosen(name):
+            await member.flush()
 
     async def collect(self, name: str | None = None) -> int:
         """Apply the retention of one instance, or of all; return how many records went."""
-        return sum([await self._members[each].collect() for each in self._chosen(name)])
+        return sum([await member.collect() for _, member in self._chosen(name)])
 
     async def compact(self, name: str | None = None) -> None:
         """Compact one instance, or all, one after the other."""
-        for each in self._chosen(name):
-            await self._members[each].compact()
+        for _, member in self._chosen(name):
+            await member.compact()
 
     async def sizes(self, name: str | None = None) -> Mapping[str, StoreSizes]:
         """Sizes of one instance, or of all."""
-        return {each: await self._members[each].sizes() for each in self._chosen(name)}
+        return {each: await member.sizes() for each, member in self._chosen(name)}
 
     def health(self) -> ManagerHealth:
         """How everything is."""
@@ -190,16 +197,19 @@ class Manager:
         usage: DiskUsage = await self._offload(_disk_usage, self.path)
         return usage
 
-    def _chosen(self, name: str | None) -> Sequence[str]:
+    def _chosen(self, name: str | None) -> Iterator[tuple[str, Member]]:
+        """One instance, or all but those that leave meanwhile."""
         if name is not None and name not in self._members:
             raise UsageError(f"there is no instance {name!r}; there are {sorted(self._members)}")
-        return self.names if name is None else (name,)
+        for each in self.names if name is None else (name,):
+            if each in self._members:
+                yield each, self._members[each]
 
     # --------------------------------------------------------------------------------------------------- maintenance
 
     async def maintain(self) -> None:
         """Run upkeep at its intervals, for ever."""
-        async with trio.open_nursery() as nursery:
+        async with open_nursery() as nursery:
             nursery.start_soon(self._every, self.upkeep.flush_interval_s, "flush")
             nursery.start_soon(self._every, self.upkeep.collect_interval_s, "collect")
             nursery.start_soon(self._every, self.upkeep.compact_interval_s, "compact")
@@ -208,30 +218,41 @@ class Manager:
     async def _every(self, interval_s: float | None, what: str) -> None:
         while interval_s is not None:
             await trio.sleep(interval_s)
-            for name in self.names:
-                await self._attempt(what, name)
+            for name, member in self._chosen(None):
+                await self._attempt(what, name, member)
 
-    async def _attempt(self, what: str, name: str) -> None:
+    async def _attempt(self, what: str, name: str, member: Member) -> None:
         """One round of upkeep of one instance; what goes wrong is reported, and tried again next time."""
-        member = self._members.get(name)
-        if member is None:
-            return
         try:
-            await {"flush": member.flush, "collect": member.collect, "compact": member.compact}[what]()
+            reach("manager.upkeep.before")
+            if what == "flush":
+                await member.flush()
+            elif what == "collect":
+                await member.collect()
+            else:
+                await member.compact(if_needed=True)
+            reach("manager.upkeep.after")
         except DeltaLogError as error:
-            self._report(Problem(what, name, str(error), error))
+            if name in self._members:
+                self._report(Problem(what, name, str(error), error))
         else:
             self._problems.pop((what, name), None)
 
     async def _watch_disk(self, interval_s: float | None) -> None:
+        full = False
         while interval_s is not None:
-            usage = await self.disk()
-            if usage.used_share > self.upkeep.disk_alert_share:
-                message = f"{self.path}: disk {usage.used_share:.0%} full, {usage.free_bytes / 1e6:,.0f} MB free"
-                if ("disk", "") not in self._problems:
-                    self._report(Problem("disk", "", message, None))
+            try:
+                usage = await self.disk()
+            except OSError as error:
+                full = False
+                self._report(Problem("disk", "", f"{self.path}: {error}", None))
             else:
-                self._problems.pop(("disk", ""), None)
+                before, full = full, usage.used_share > self.upkeep.disk_alert_share
+                if not full:
+                    self._problems.pop(("disk", ""), None)
+                elif not before:
+                    message = f"{self.path}: disk {usage.used_share:.0%} full, {usage.free_bytes / 1e6:,.0f} MB free"
+                    self._report(Problem("disk", "", message, None))
             await trio.sleep(interval_s)
 
     def _report(self, problem: Problem) -> None:
@@ -257,8 +278,8 @@ class _DeltaMember:
         done: Truncation = await self._log.truncate(retention=self._retention)
         return done.dropped
 
-    async def compact(self) -> None:
-        await self._log.compact()
+    async def compact(self, *, if_needed: bool = False) -> None:
+        await self._log.compact(if_needed=if_needed)
 
     async def sizes(self) -> StoreSizes:
         return await self._log.sizes()
@@ -270,28 +291,38 @@ class _DeltaMember:
 class _DataDisk:
     """What the log's writer commits to: the store, then the witness."""
 
-    def __init__(self, data: OpenData, room_bytes: int) -> None:
+    def __init__(self, data: OpenData, reserve_bytes: int) -> None:
         self._data = data
-        self._room_bytes = room_bytes
+        self._reserve_bytes = reserve_bytes
         self._durable_at = 0.0
 
     def persist(self, runs: Sequence[Run], sync: bool) -> None:
         data = self._data
         if runs:
             data.store.write(runs)
+            data.note(run.source for run in runs)
         if sync:
             sequence = data.store.sync()
-            data.witness.record(data.testimony(sequence, clean=False))
+            now = time.monotonic()
+            durable = now >= self._durable_at + WITNESS_INTERVAL_S
+            data.witness.record(data.testimony(sequence, clean=False), durable=durable)
+            if durable:
+                self._durable_at = now
 
     def reopen(self) -> Mapping[str, Head]:
+        reach("manager.reopen.before")
         self._data.store.reopen()
-        make_reserve(self._data.path / "reserve", self._room_bytes)
+        make_reserve(self._data.path, self._reserve_bytes)
+        reach("manager.reopen.after")
         return self._data.store.heads()
 
     def has_room(self) -> bool:
         """Recovery writes the WAL out once more before dropping it: twice that must be free, and some to go on with."""
-        free = os.statvfs(self._data.path)
-        return free.f_bavail * free.f_frsize >= 2 * self._data.store.wal_bytes() + (4 << 20)
+        try:
+            free = os.statvfs(self._data.path)
+            return free.f_bavail * free.f_frsize >= 2 * self._data.store.wal_bytes() + (4 << 20)
+        except OSError:  # a file went while we looked: asked again soon
+            return False
 
 
 def _disk_usage(path: Path) -> DiskUsage:

@@ -77,7 +77,8 @@ class MemoryStore:
 
     def newest(self, count: int) -> Sequence[Delta]:
         with self._open():
-            return _in_order([delta for source in self._sources.values() for delta in source.deltas])[-count:]
+            held = _in_order([delta for source in self._sources.values() for delta in source.deltas])
+            return held[max(0, len(held) - max(0, count)) :]
 
     def seqs_at(self, timestamp: int) -> Mapping[str, int]:
         with self._open():
@@ -104,13 +105,14 @@ class MemoryStore:
             erased = codec.erase(delta, chain.payload_hash(delta))
             self._sources[source].replace(erased)
             self._erasures[source, seq] = Erasure(source, seq, reason, timestamp)
+            self.sync()
             return erased
 
     def erasures(self) -> Sequence[Erasure]:
         with self._open():
             return [self._erasures[dot] for dot in sorted(self._erasures)]
 
-    def compact(self) -> None:
+    def compact(self, *, if_needed: bool = False) -> None:  # noqa: ARG002  # there is never anything to do
         with self._open():
             pass
 
@@ -204,9 +206,11 @@ def _in_order(deltas: list[Delta]) -> list[Delta]:
 
 class _SeqScan:
     def __init__(self, store: MemoryStore, source: str, after: int, until: int, reverse: bool) -> None:
-        self._store, self._source, self._after, self._until, self._reverse = store, source, after, until, reverse
+        self._store, self._source, self._reverse = store, source, reverse
+        self._after, self._until = max(after, 0), min(until, store.heads().get(source, Head()).seq)
 
     def page(self, count: int) -> Sequence[Delta]:
+        count = max(count, 1)
         deltas = self._store.page(self._source, self._after, self._until)
         if self._reverse:
             page = deltas[::-1][:count]
@@ -222,6 +226,7 @@ class _TimeScan:
         self._store, self._after, self._until = store, after, until
 
     def page(self, count: int) -> Sequence[Delta]:
+        count = max(count, 1)
         deltas = self._store.in_time(self._after, self._until)
         if len(deltas) > count:
             end = deltas[count - 1].timestamp
@@ -233,13 +238,17 @@ class _TimeScan:
 class _SinceScan:
     def __init__(self, store: MemoryStore, after: Mapping[str, int], until: Mapping[str, int]) -> None:
         self._store = store
-        self._wants = {source: (after.get(source, 0), seq) for source, seq in until.items()}
+        heads = store.heads()
+        self._wants = {
+            source: (max(after.get(source, 0), 0), min(seq, heads.get(source, Head()).seq))
+            for source, seq in until.items()
+        }
 
     def page(self, count: int) -> Sequence[Delta]:
         found: list[Delta] = []
         for source, (after, until) in self._wants.items():
             found += self._store.page(source, after, until)
-        page = _in_order(found)[:count]
+        page = _in_order(found)[: max(count, 1)]
         for delta in page:
             self._wants[delta.source] = (delta.seq, self._wants[delta.source][1])
         return page

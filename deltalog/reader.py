@@ -16,6 +16,7 @@ from typing import Final, Self
 import trio
 
 from deltalog.block import STORED
+from deltalog.causality import Conflict, ConflictFinder
 from deltalog.codec import decode, timestamp_of
 from deltalog.delta import Delta
 from deltalog.errors import BelowFloor
@@ -65,6 +66,25 @@ class Stream:
         for delta in self._ahead:
             return delta
         raise StopAsyncIteration
+
+
+class Conflicts:
+    """The conflicts among the deltas of a stream: `async for conflict in conflicts`. It may be dropped at any time."""
+
+    def __init__(self, stream: Stream) -> None:
+        """`stream` is in timestamp order."""
+        self._stream = stream
+        self._finder = ConflictFinder()
+        self._ahead: Iterator[Conflict] = iter(())
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Conflict:
+        while True:
+            for conflict in self._ahead:
+                return conflict
+            self._ahead = iter(self._finder.add(await anext(self._stream)))
 
 
 def _place(delta: Delta) -> tuple[int, str]:

@@ -410,25 +410,25 @@ class Rocks:
     def files(self) -> list[FileInfo]:
         """Return the sorted files by family, level and age, the youngest first."""
         with _Use(self, "files") as db:
-            owners = {
-                f"{int(number):06d}.sst": family
-                for family, rdict in self._family.items()
-                for number in _FILE_NUMBER.findall(rdict.property_value("rocksdb.sstables") or "")
-            }
-            found = [_file_info(file, owners) for file in db.live_files()]
-        return sorted(found, key=lambda file: (file.family, file.level, -int(file.name.partition(".")[0])))
+            while True:
+                owners = _owners({DEFAULT: db, **self._family})
+                live = db.live_files()
+                if all(_name(file) in owners for file in live):  # else a compaction made one between the two reads
+                    found = [_file_info(file, owners) for file in live]
+                    return sorted(found, key=lambda file: (file.family, file.level, -int(file.name.partition(".")[0])))
 
     def file_of(self, family: str, key: bytes) -> str | None:
         """Return the youngest file whose range covers `key`, `UNFLUSHED` if only memory can hold it, None if nothing.
 
         For messages. Memory may hold a younger value; a file need not hold a key that its range covers.
         """
+        with _Use(self, "file_of"):  # memory first: what a flush takes from it meanwhile is in the files read after
+            rdict = self._rdict_of(family)
+            in_memory = any(rdict.property_int_value(name) for name in _MEMORY_COUNTS)
         for file in self.files():
             if file.family == family and file.first_key <= key <= file.last_key:
                 return file.name
-        with _Use(self, "file_of"):
-            rdict = self._rdict_of(family)
-            return UNFLUSHED if any(rdict.property_int_value(name) for name in _MEMORY_COUNTS) else None
+        return UNFLUSHED if in_memory else None
 
     def size_bytes(self) -> int:
         """Return what the directory takes on disk, as `du` counts: allocated blocks of all its files, WAL and LOG too.
@@ -522,11 +522,23 @@ def _raise_background_error(db: Rdict) -> None:
     db.write(WriteBatch(raw_mode=True), _WRITE_OPTIONS)
 
 
+def _owners(families: Mapping[str, Rdict]) -> dict[str, str]:
+    """Return the family of each sorted file; `Rdict.live_files` does not say."""
+    return {
+        f"{int(number):06d}.sst": family
+        for family, rdict in families.items()
+        for number in _FILE_NUMBER.findall(rdict.property_value("rocksdb.sstables") or "")
+    }
+
+
+def _name(file: Mapping[str, Any]) -> str:
+    return str(file["name"]).lstrip("/")
+
+
 def _file_info(file: Mapping[str, Any], owners: Mapping[str, str]) -> FileInfo:
-    name = file["name"].lstrip("/")
     return FileInfo(
-        name=name,
-        family=owners.get(name, DEFAULT),
+        name=_name(file),
+        family=owners[_name(file)],
         level=file["level"],
         size_bytes=file["size"],
         first_key=file["start_key"] or b"",

@@ -18,7 +18,7 @@ from heapq import heappop, heappush
 from operator import attrgetter
 from typing import Final, Protocol
 
-from deltalog import block, keys
+from deltalog import keys
 from deltalog.delta import TIMESTAMP_MAX, Delta
 from deltalog.errors import BelowFloor, StoreCorrupt
 from deltalog.keys import BY_TIME, DELTAS, Head, TimeEntry
@@ -26,6 +26,8 @@ from deltalog.rocks_view import KeyValue, View
 
 _AHEAD: Final = 2048
 """Deltas that a run is read ahead in a merge, at most."""
+_AHEAD_FIRST: Final = 32
+"""Deltas of a run that are decoded first; then twice as many each time, so that little is decoded in vain."""
 _HELD_DELTAS: Final = 65_536
 """Deltas that all runs of a merge together are read ahead; but each at least one."""
 _HELD_BYTES: Final = 32 << 20
@@ -53,10 +55,17 @@ class Blocks(Protocol):
         """Source of a number."""
         ...
 
-    def decode_part(self, source: str, key: bytes, value: bytes, seq: int, count: int) -> tuple[list[Delta], int]:
-        """Decode up to `count` deltas of the block under `key`, from `seq` on; return them and their records' bytes.
+    def decode_part(self, source: str, key: bytes, value: bytes, after: int, until: int) -> tuple[list[Delta], int]:
+        """Decode deltas with after < seq <= until of the block under `key`; return them and their records' bytes.
 
-        Those it has: none if it ends before `seq`. Raises `StoreCorrupt` naming the key.
+        Raises `StoreCorrupt` naming the key.
+        """
+        ...
+
+    def seq_after(self, key: bytes, value: bytes, timestamp: int) -> tuple[int, int]:
+        """In the block under `key`: the least seq with a later timestamp (one more than its last, if none), its last.
+
+        Raises `StoreCorrupt` naming the key.
         """
         ...
 
@@ -79,7 +88,7 @@ def missing(store: Blocks, source: str, seq: int) -> BelowFloor | StoreCorrupt:
 class Run:
     """Reads one source upwards: what is wanted of it, and what is decoded already."""
 
-    __slots__ = ("ahead", "held", "next", "size_bytes", "source", "source_no", "store", "until", "until_timestamp")
+    __slots__ = ("ahead", "held", "next", "source", "source_no", "store", "until", "until_timestamp")
 
     def __init__(self, store: Blocks, source: str, source_no: int, after: int, until: int) -> None:
         self.store = store
@@ -90,12 +99,10 @@ class Run:
         self.until = until
         self.until_timestamp = TIMESTAMP_MAX
         """What is later is not wanted either, and not read beyond its block."""
-        self.ahead = block.DELTAS_MAX
-        """Deltas to decode at the next load: more each time."""
+        self.ahead = _AHEAD_FIRST
+        """Deltas to hold after the next load: more each time."""
         self.held: list[Delta] = []
         """Decoded deltas from `next` on."""
-        self.size_bytes = 0
-        """Bytes of their records when they were loaded."""
 
     @property
     def done(self) -> bool:
@@ -107,15 +114,16 @@ class Run:
         """Whether more is wanted than is decoded."""
         return self.next + len(self.held) <= self.until
 
-    def load(self, view: View, count: int, size_bytes: int) -> None:
-        """Decode the next deltas unless some are held: up to `count`, or up to `size_bytes`; at least one."""
-        if self.held or self.done:
-            return
-        held, need, read = list[Delta](), self.next, 0
+    def load(self, view: View, count: int, size_bytes: int) -> int:
+        """Decode more unless enough is held: until `count` are, or `size_bytes` were read. Returns the bytes read."""
         count = min(count, self.ahead)
-        for key, value in self._blocks(view):
-            wanted = min(count - len(held), self.until + 1 - need)
-            part, size = self.store.decode_part(self.source, key, value, need, wanted)
+        if len(self.held) > count // 4 or not self.more or 4 * sum(len(d.record) for d in self.held) > size_bytes:
+            return 0
+        held, read = self.held.copy(), 0
+        need = self.next + len(held)
+        for key, value in self._blocks(view, need):
+            last = min(need - 1 + count - len(held), self.until)
+            part, size = self.store.decode_part(self.source, key, value, need - 1, last)
             if not part or part[0].seq != need:
                 break
             held += part
@@ -123,17 +131,17 @@ class Run:
             read += size
             full = len(held) >= count or read >= size_bytes
             if full or need > self.until or part[-1].timestamp >= self.until_timestamp:
-                self.held, self.size_bytes = held, read
-                self.ahead *= 2
-                return
+                self.held = held
+                self.ahead = 2 * count
+                return read
         raise missing(self.store, self.source, need)
 
-    def _blocks(self, view: View) -> Iterator[KeyValue]:
-        """The block that holds `next`, and those behind it."""
-        first = view.last(DELTAS, keys.block_key(self.source_no, self.next), keys.block_key(self.source_no, 0))
+    def _blocks(self, view: View, seq: int) -> Iterator[KeyValue]:
+        """The block that holds `seq`, and those behind it."""
+        first = view.last(DELTAS, keys.block_key(self.source_no, seq), keys.block_key(self.source_no, 0))
         if first is not None:
             yield first
-        begin, end = keys.block_key(self.source_no, self.next + 1), keys.block_key(self.source_no, self.until + 1)
+        begin, end = keys.block_key(self.source_no, seq + 1), keys.block_key(self.source_no, self.until + 1)
         yield from view.scan(DELTAS, begin, end)
 
     def give(self, count: int) -> list[Delta]:
@@ -171,9 +179,8 @@ class SourceScan:
         found, need, read = list[Delta](), self._until, 0
         begin, end = keys.block_key(self._source_no, 0), keys.block_key(self._source_no, need + 1)
         for key, value in view.scan(DELTAS, begin, end, reverse=True):
-            first = max(self._after + 1, need - count + len(found) + 1)
-            part, size = self._store.decode_part(self._source, key, value, first, need - first + 1)
-            part = part[: need + 1 - part[0].seq] if part else []
+            after = max(self._after, need - count + len(found))
+            part, size = self._store.decode_part(self._source, key, value, after, need)
             if not part or part[-1].seq != need:
                 break
             found += reversed(part)
@@ -236,11 +243,11 @@ class MergedScan:
         count, size_bytes = self._share()
         while self._new:
             run = self._new[-1]
-            run.load(view, count, size_bytes)
-            self._read_bytes += run.size_bytes
+            read = run.load(view, count, size_bytes)
+            self._read_bytes += read
             if run.held:
                 heappush(self._heap, (run.held[0].timestamp, run.source, run))
-            if run.size_bytes > 2 * size_bytes:
+            if read > 2 * size_bytes:
                 run.held = []  # too heavy to wait decoded; read again when its turn comes
             del self._new[-1]
 
@@ -253,7 +260,7 @@ class MergedScan:
             while self._heap and self._heap[0][:2] <= end:
                 turn.append(heappop(self._heap))
                 run = turn[-1][2]
-                run.load(view, *share)
+                self._read_bytes += run.load(view, *share)
                 if run.more:
                     end = min(end, (run.held[-1].timestamp, run.source))
         except BaseException:
@@ -293,29 +300,42 @@ class _TimeRun(Run):
         """`seq` is one to begin at, not above the first that is wanted."""
         row = store.row(source)
         assert row is not None, "a source with a name has a row"
+        if seq > row[1].seq:
+            raise StoreCorrupt(f"{BY_TIME}: ({source!r}, {seq}) is missing: the source's head is {row[1].seq}")
         super().__init__(store, source, row[0], seq - 1, row[1].seq)
         self.after_timestamp, self.until_timestamp = interval
 
-    def load(self, view: View, count: int, size_bytes: int) -> None:
-        while not self.held and not self.done:
-            try:
-                super().load(view, max(count, block.DELTAS_MAX) if self.after_timestamp >= 0 else count, size_bytes)
-            except BelowFloor as dropped:
-                self.next = dropped.floor[self.source] + 1
-            else:
-                self._trim(count)
+    def load(self, view: View, count: int, size_bytes: int) -> int:
+        try:
+            if self.after_timestamp >= 0:
+                self._skip(view)
+            read = super().load(view, count, size_bytes)
+        except BelowFloor as dropped:
+            if self.held:
+                return 0  # first these; then what was dropped is skipped
+            self.next = dropped.floor[self.source] + 1
+            return self.load(view, count, size_bytes)
+        self._cut()
+        return read
 
-    def _trim(self, count: int) -> None:
-        low = bisect_right(self.held, self.after_timestamp, key=_timestamp)
-        high = bisect_right(self.held, self.until_timestamp, key=_timestamp)
-        if high < len(self.held):
-            self.until = self.next + high - 1
-        kept = self.held[low : min(high, low + count)]
-        self.size_bytes = self.size_bytes * len(kept) // len(self.held)
-        self.next += low
-        self.held = kept
-        if kept:
-            self.after_timestamp = -1  # what comes now is later
+    def _skip(self, view: View) -> None:
+        """Go to the first delta later than `after_timestamp`."""
+        seq = self.next
+        while seq <= self.until:
+            found = view.last(DELTAS, keys.block_key(self.source_no, seq), keys.block_key(self.source_no, 0))
+            first, end = self.store.seq_after(*found, self.after_timestamp) if found is not None else (0, 0)
+            if end < seq:
+                raise missing(self.store, self.source, seq)
+            seq = max(seq, first)
+            if seq <= end:
+                break
+        self.next, self.after_timestamp = seq, -1
+
+    def _cut(self) -> None:
+        """Let go of what is later than `until_timestamp`."""
+        if self.held and self.held[-1].timestamp > self.until_timestamp:
+            del self.held[bisect_right(self.held, self.until_timestamp, key=_timestamp) :]
+            self.until = self.next + len(self.held) - 1
 
 
 class TimeScan(MergedScan):
@@ -395,8 +415,8 @@ def newest(store: Blocks, count: int) -> list[Delta]:
         for entry in _newest_entries(store, view, count):
             source, wanted = store.name(entry.source_no), min(count, entry.count)
             value = view.last(DELTAS, entry.block_key, entry.block_key)
-            seq = entry.seq + entry.count - wanted
-            part = store.decode_part(source, *value, seq, wanted)[0] if value is not None else []
+            until = entry.seq + entry.count - 1
+            part = store.decode_part(source, *value, until - wanted, until)[0] if value is not None else []
             if len(part) != wanted:
                 raise StoreCorrupt(f"{BY_TIME}: no block of {entry.count} deltas at ({source!r}, {entry.seq})")
             parts.append(part)

@@ -4,14 +4,18 @@ Lives here: what becomes of a run on its way to disk, and the heads as they were
 stand in `rocks_scan`. Does not know: tasks, the ring, who appends, when to sync.
 
 Owned by whoever writes (one thread at a time, under `_lock`): `_rows`, `_names`. Readers take one consistent view of
-the database under the same lock and never hold it while they read.
+the database under the same lock and never hold it while they read. What rewrites blocks (truncate, erase, merge) holds
+`_upkeep` from its look at them to its batch; `write` only adds blocks and does not wait for it.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import count, pairwise
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
@@ -20,14 +24,22 @@ import attrs
 from deltalog import block, chain, codec, keys
 from deltalog.codec import timestamp_of
 from deltalog.delta import Delta
-from deltalog.errors import DecodeError, StoreClosed, StoreCorrupt, StoreFormatMismatch, UsageError
+from deltalog.errors import (
+    BelowFloor,
+    DecodeError,
+    StoreBusy,
+    StoreClosed,
+    StoreCorrupt,
+    StoreFormatMismatch,
+    UsageError,
+)
 from deltalog.failpoints import reach
 from deltalog.keys import BY_TIME, DELTAS, META, SNAPSHOTS, SOURCES, Head, TimeEntry
 from deltalog.profiles import FamilyProfile
 from deltalog.rocks import Rocks
-from deltalog.rocks_scan import SinceScan, SourceScan, TimeScan, newest
+from deltalog.rocks_scan import SinceScan, SourceScan, TimeScan, missing, newest
 from deltalog.rocks_values import Batch
-from deltalog.rocks_view import View
+from deltalog.rocks_view import KeyValue, View
 from deltalog.store import Erasure, Run, StoreSizes
 
 FAMILIES: Final[Mapping[str, FamilyProfile]] = MappingProxyType(
@@ -41,6 +53,14 @@ FAMILIES: Final[Mapping[str, FamilyProfile]] = MappingProxyType(
 )
 """Column families of the delta instance. Deltas: about four full blocks a page and zstd 6 at the bottom; measured on
 short edits that takes 9 % less room than 32 KiB and zstd 3, at twice the cost of a compaction."""
+
+_LOW32: Final = (1 << 32) - 1
+_LOW64: Final = (1 << 64) - 1
+_READS_S: Final = 60.0
+"""How long closing waits for reads in progress, in seconds. A page takes milliseconds."""
+_READS_POLL_S: Final = 0.002
+_STEP_BLOCKS: Final = 256
+"""Blocks that one batch of `truncate` drops: RocksDB's write holds the interpreter for about 0.2 ms."""
 
 _T = TypeVar("_T")
 
@@ -63,10 +83,17 @@ class RocksStore:
         """
         self._open_db = open_db
         self._lock = threading.RLock()
+        self._upkeep = threading.Lock()
         self._db = open_db()
         self._closed = False
         self._rows: dict[str, _Row] = {}
         self._names: list[str] = []
+        self._merged: dict[int, int] | None = None
+        """Source number -> seq of the first block that may still grow together with later ones; None: not known yet."""
+        self._garbage = False
+        """Whether payloads were erased since the last compaction; what was dropped shows in the files."""
+        self.total = 0
+        """Sum of the highest seqs of all sources: how many deltas were ever stored."""
         try:
             self.store_id = self._load(store_id)
         except BaseException:
@@ -78,8 +105,10 @@ class RocksStore:
     def _load(self, store_id: bytes | None) -> bytes:
         """Read the rows of all sources; check the format; return the store's id."""
         stored = self.meta(keys.META_FORMAT)
-        if stored is None:
+        if stored is None and store_id is not None:
             self._initialise(store_id)
+        elif stored is None:
+            raise StoreCorrupt(f"{META}: {keys.META_FORMAT!r} is missing")
         elif stored != keys.FORMAT:
             raise StoreFormatMismatch(f"{self._db.path}: store format {stored!r}; this program knows {keys.FORMAT}")
         rows: dict[str, _Row] = {}
@@ -88,39 +117,65 @@ class RocksStore:
             if source_no != len(rows) or source in rows:
                 raise StoreCorrupt(f"{SOURCES}: row {source_no} ({source!r}) stands where row {len(rows)} belongs")
             rows[source] = _Row(source_no, head)
-        self._rows, self._names = rows, list(rows)
+        self._rows, self._names, self._merged = rows, list(rows), None
+        self.total = sum(row.head.seq for row in rows.values())
         found = self.meta(keys.META_STORE_ID)
         if not isinstance(found, bytes):
             raise StoreCorrupt(f"{META}: {keys.META_STORE_ID!r} is missing")
         return found
 
-    def _initialise(self, store_id: bytes | None) -> None:
+    def _initialise(self, store_id: bytes) -> None:
         for family in (DELTAS, BY_TIME, SOURCES, META):
             if next(self._db.scan(family), None) is not None:
                 raise StoreCorrupt(f"{META}: {keys.META_FORMAT!r} is missing, though {family} holds data")
         batch = self._db.batch()
         batch.put(META, keys.META_FORMAT, keys.encode_meta(keys.META_FORMAT, keys.FORMAT))
-        if store_id is not None:
-            batch.put(META, keys.META_STORE_ID, keys.encode_meta(keys.META_STORE_ID, store_id))
+        batch.put(META, keys.META_STORE_ID, keys.encode_meta(keys.META_STORE_ID, store_id))
+        reach("store.initialise.before")
         self._db.write(batch)
         self._db.sync()
+        reach("store.initialise.after")
 
     def reopen(self) -> None:
-        with self._lock:
-            self._db.close()
+        with self._upkeep, self._lock:
+            reach("store.reopen.before")
+            self._shut()
             self._db = self._open_db()
+            try:
+                self._load(None)
+            except BaseException:
+                self._db.close()
+                raise
             self._closed = False
-            self._load(None)
+            reach("store.reopen.after")
 
     def close(self) -> None:
-        with self._lock:
+        with self._upkeep, self._lock:
             if not self._closed:
-                self._closed = True
+                reach("store.close.before")
+                self._shut()
+                reach("store.close.after")
+
+    def _shut(self) -> None:
+        """Close the database once the reads in progress have ended; no new view is given meanwhile."""
+        self._closed = True
+        deadline = time.monotonic() + _READS_S
+        while True:
+            try:
                 self._db.close()
+                return
+            except StoreBusy:
+                health = self._db.health()
+                if health.closed or time.monotonic() > deadline:
+                    self._closed = health.closed
+                    raise
+            time.sleep(_READS_POLL_S)
 
     def flush(self) -> None:
         """Write what is in memory to files, which empties the WAL."""
+        reach("store.flush.before")
         self._db.flush()
+        reach("store.flush.after")
 
     def wal_bytes(self) -> int:
         """Size of the write-ahead log: what opening must replay, and a full disk must have room for."""
@@ -137,16 +192,17 @@ class RocksStore:
         with self._lock:
             batch = self._db.batch()
             rows: dict[str, _Row] = {}
+            numbers = count(len(self._rows))
             for run in runs:
-                self._stage(batch, run, rows)
+                self._stage(batch, run, rows, numbers)
             reach("store.write.before")
             self._db.write(batch)
             reach("store.write.after")
             self._adopt(rows)
 
-    def _stage(self, batch: Batch, run: Run, rows: dict[str, _Row]) -> None:
+    def _stage(self, batch: Batch, run: Run, rows: dict[str, _Row], numbers: Iterator[int]) -> None:
         """Put a run's blocks, their index entries and the source's new head into the batch."""
-        row = rows.get(run.source) or self._rows.get(run.source) or self._new_row(run.source, rows)
+        row = rows.get(run.source) or self._rows.get(run.source) or _new_row(run.source, next(numbers))
         head, records = row.head, run.records
         assert records and run.seq == head.seq + 1 and run.previous == head.hash, "a run starts behind its head"
         size = head.size_bytes
@@ -159,16 +215,13 @@ class RocksStore:
         _put_head(batch, row.no, run.source, head)
         rows[run.source] = _Row(row.no, head)
 
-    def _new_row(self, source: str, rows: Mapping[str, _Row]) -> _Row:
-        start = chain.genesis(source)
-        new = sum(name not in self._rows for name in rows)
-        return _Row(len(self._rows) + new, Head(hash=start, floor_hash=start))
-
     def _adopt(self, rows: Mapping[str, _Row]) -> None:
         """Make staged rows the ones in memory, once they are written."""
         for source, row in rows.items():
-            if source not in self._rows:
+            before = self._rows.get(source)
+            if before is None:
                 self._names.append(source)
+            self.total += row.head.seq - (0 if before is None else before.head.seq)
             self._rows[source] = row
 
     def sync(self) -> int:
@@ -188,11 +241,10 @@ class RocksStore:
         row = self._rows.get(source)
         if row is None or not row.head.floor < seq <= row.head.seq:
             return None
-        with self.view() as view:
-            found = self.block_at(view, row.no, source, seq)
-        if found is None:
-            raise StoreCorrupt(f"{DELTAS}: ({source!r}, {seq}) is missing")
-        return found.deltas[seq - found.deltas[0].seq]
+        try:
+            return SourceScan(self, source, seq - 1, seq, reverse=False).page(1)[0]
+        except BelowFloor:
+            return None  # dropped since
 
     def by_source(self, source: str, after: int, until: int, *, reverse: bool = False) -> SourceScan:
         return SourceScan(self, source, after, until, reverse)
@@ -236,11 +288,15 @@ class RocksStore:
         """Decode what stands under `key`; `StoreCorrupt` names source, key and file."""
         return self.checked(DELTAS, key, lambda: block.decode(source, keys.parse_block_key(key)[1], value))
 
-    def decode_part(self, source: str, key: bytes, value: bytes, seq: int, count: int) -> tuple[list[Delta], int]:
-        """Up to `count` deltas from `seq` on of the block under `key`, and their bytes; `StoreCorrupt` as above."""
+    def decode_part(self, source: str, key: bytes, value: bytes, after: int, until: int) -> tuple[list[Delta], int]:
+        """Deltas with after < seq <= until of the block under `key`, and their bytes; `StoreCorrupt` as above."""
         return self.checked(
-            DELTAS, key, lambda: block.decode_part(source, keys.parse_block_key(key)[1], value, seq, count)
+            DELTAS, key, lambda: block.decode_part(source, keys.parse_block_key(key)[1], value, after, until)
         )
+
+    def seq_after(self, key: bytes, value: bytes, timestamp: int) -> tuple[int, int]:
+        """In the block under `key`: the least seq with a later timestamp, and the last seq; `StoreCorrupt` as above."""
+        return self.checked(DELTAS, key, lambda: block.seq_after(keys.parse_block_key(key)[1], value, timestamp))
 
     def time_entry(self, key: bytes, value: bytes) -> TimeEntry:
         """Parse an entry of the time index; `StoreCorrupt` if it is none."""
@@ -257,79 +313,101 @@ class RocksStore:
     # ------------------------------------------------------------------------------------------ truncate and erase
 
     def seqs_at(self, timestamp: int) -> Mapping[str, int]:
-        rows = [(source, row.no, row.head) for source, row in list(self._rows.items())]
-        found = {no: head.seq if head.timestamp <= timestamp else head.floor for _, no, head in rows}
-        open_ended = {no: source for source, no, head in rows if head.timestamp > timestamp}
-        with self.view() as view:
-            for key, value in view.scan(BY_TIME):
-                entry = self.time_entry(key, value)
-                if entry.source_no in open_ended and entry.first <= timestamp:
-                    seq = entry.seq + entry.count - 1
-                    if entry.last > timestamp:
-                        held = self.block_at(view, entry.source_no, open_ended[entry.source_no], entry.seq)
-                        seq = entry.seq - 1 + sum(d.timestamp <= timestamp for d in held.deltas) if held else 0
-                    found[entry.source_no] = max(found[entry.source_no], seq)
-        return {source: found[no] for source, no, _ in rows if found[no]}
+        with self._lock:
+            view, rows = self.view(), list(self._rows.items())
+        with view:
+            found = {
+                source: row.head.seq if row.head.timestamp <= timestamp else self._seq_at(view, source, row, timestamp)
+                for source, row in rows
+            }
+        return {source: seq for source, seq in found.items() if seq}
+
+    def _seq_at(self, view: View, source: str, row: _Row, timestamp: int) -> int:
+        """Highest seq of a source up to `timestamp`, which its head is behind; or its floor. By bisection."""
+        low, high = row.head.floor, row.head.seq
+        while low < high:
+            middle = (low + high) // 2 + 1
+            found = view.last(DELTAS, keys.block_key(row.no, middle), keys.block_key(row.no, 0))
+            later, last = self.seq_after(*found, timestamp) if found is not None else (0, 0)
+            if last < middle:
+                raise missing(self, source, middle)
+            assert found is not None, "nothing has no last seq"
+            if later > last:
+                low = last
+            elif (first := keys.parse_block_key(found[0])[1]) < later:
+                return later - 1
+            else:
+                high = first - 1
+        return low
 
     def truncate(self, floors: Mapping[str, int]) -> int:
         with self._lock:
+            before = {source: row.head.floor for source in floors if (row := self._rows.get(source)) is not None}
             for source, floor in floors.items():
-                row = self._rows.get(source)
-                if row is None or floor > row.head.seq:
-                    raise UsageError(f"floor {floor} of {source!r} is above its head {row.head.seq if row else 0}")
-            raised = {source: floor for source, floor in floors.items() if floor > self._rows[source].head.floor}
-            entries = self._entries({self._rows[source].no for source in raised})
-            return sum(
-                self._truncate(source, floor, entries[self._rows[source].no]) for source, floor in raised.items()
-            )
+                head = self._rows[source].head.seq if source in before else 0
+                if floor > head or source not in before:
+                    raise UsageError(f"floor {floor} of {source!r} is above its head {head}")
+        for source, floor in floors.items():
+            while self._truncate_step(source, floor):
+                pass
+        return sum(max(0, floor - before[source]) for source, floor in floors.items())
 
-    def _truncate(self, source: str, floor: int, entries: Sequence[TimeEntry]) -> int:
-        """Drop one source's deltas up to `floor`: whole blocks by one range; of the block it cuts, keep the rest."""
-        row = self._rows[source]
-        gone = [entry for entry in entries if entry.seq <= floor]
-        batch = self._db.batch()
-        floor_hash, kept = self._cut(batch, source, gone[-1], floor)
-        for entry in gone:
-            batch.delete(BY_TIME, entry.key)
-        batch.delete_range(DELTAS, keys.block_key(row.no, 0), keys.block_key(row.no, gone[-1].seq))
-        size = row.head.size_bytes - sum(entry.size_bytes for entry in gone) + kept
-        head = attrs.evolve(row.head, floor=floor, floor_hash=floor_hash, size_bytes=size)
-        _put_head(batch, row.no, source, head)
-        reach("store.truncate.before")
-        self._db.write(batch)
-        reach("store.truncate.after")
-        self._adopt({source: _Row(row.no, head)})
-        return floor - row.head.floor
+    def _truncate_step(self, source: str, floor: int) -> bool:
+        """Drop the next of one source's deltas up to `floor`, in one batch; return whether there were any."""
+        with self._upkeep:
+            row = self._rows[source]
+            if floor <= row.head.floor:
+                return False
+            with self.view() as view:
+                gone, held = self._lowest(view, source, row, floor)
+            hashes = self._hashes(gone[-1].block_key, held)
+            floor = min(floor, held.deltas[-1].seq)
+            dropped = floor - gone[-1].seq + 1
+            batch = self._db.batch()
+            for entry in gone:
+                batch.delete(BY_TIME, entry.key)
+            batch.delete_range(DELTAS, keys.block_key(row.no, 0), keys.block_key(row.no, floor + 1))
+            size = -sum(entry.size_bytes for entry in gone)
+            if rest := held.records[dropped:]:
+                size += _put_block(batch, row.no, floor + 1, hashes[dropped - 1], hashes[dropped:], rest).size_bytes
+            self._commit(batch, "truncate", source, floor=floor, floor_hash=hashes[dropped - 1], size_bytes=size)
+            return True
 
-    def _cut(self, batch: Batch, source: str, entry: TimeEntry, floor: int) -> tuple[bytes, int]:
-        """Replace the block that holds `floor` by what is above it; return the hash at the floor and the bytes kept."""
-        with self.view() as view:
-            held = self.block_at(view, entry.source_no, source, floor)
-        if held is None:
-            raise StoreCorrupt(f"{DELTAS}: ({source!r}, {floor}) is missing")
+    def _lowest(self, view: View, source: str, row: _Row, floor: int) -> tuple[list[TimeEntry], block.Block]:
+        """Index entries of a source's first blocks, up to the one that holds `floor`; and the last of these blocks."""
+        gone: list[TimeEntry] = []
+        need = row.head.floor + 1
+        for key, value in view.scan(DELTAS, keys.block_key(row.no, 0), keys.block_key(row.no, floor + 1)):
+            held = self.decode_block(source, key, value)
+            if held.deltas[0].seq != need:
+                break
+            gone.append(keys.time_entry(row.no, need, held.records))
+            need = held.deltas[-1].seq + 1
+            if need > floor or len(gone) >= _STEP_BLOCKS:
+                return gone, held
+        raise StoreCorrupt(f"{DELTAS}: ({source!r}, {need}) is missing")
+
+    def _hashes(self, key: bytes, held: block.Block) -> list[bytes]:
+        """Chain hashes behind each record of a block that is to be written anew; `StoreCorrupt` if they do not fit."""
         hashes = chain.extend(held.previous, held.records)
-        count = floor - entry.seq + 1
-        batch.delete(DELTAS, entry.block_key)
-        if count == len(held.deltas):
-            return hashes[-1], 0
-        kept = held.records[count:]
-        rest = _put_block(batch, entry.source_no, floor + 1, hashes[count - 1], hashes[count:], kept)
-        return hashes[count - 1], rest.size_bytes
+        if chain.tags(hashes) != held.tags:
+            raise StoreCorrupt(f"{DELTAS} key {key.hex()}: its records are not those that were chained; run verify")
+        return hashes
 
-    def _entries(self, source_nos: Collection[int]) -> dict[int, list[TimeEntry]]:
-        """Index entries of these sources, ascending by seq, from one pass over the index."""
-        found: dict[int, list[TimeEntry]] = {no: [] for no in source_nos}
-        with self.view() as view:
-            for key, value in view.scan(BY_TIME):
-                entry = self.time_entry(key, value)
-                if entry.source_no in found:
-                    found[entry.source_no].append(entry)
-        for entries in found.values():
-            entries.sort(key=lambda entry: entry.seq)
-        return found
+    def _commit(self, batch: Batch, doing: str, source: str, *, size_bytes: int, **changes: Any) -> None:
+        """Write what upkeep has put together, with the head as it is now but for `changes`; sizes are added."""
+        with self._lock:
+            row = self._rows[source]
+            head = attrs.evolve(row.head, size_bytes=row.head.size_bytes + size_bytes, **changes)
+            if head != row.head:
+                _put_head(batch, row.no, source, head)
+            reach(f"store.{doing}.before")
+            self._db.write(batch)
+            reach(f"store.{doing}.after")
+            self._adopt({source: _Row(row.no, head)})
 
     def erase(self, source: str, seq: int, reason: str, timestamp: int) -> Delta | None:
-        with self._lock:
+        with self._upkeep:
             delta = self.get(source, seq)
             if delta is None or delta.erased:
                 return delta
@@ -337,68 +415,110 @@ class RocksStore:
             with self.view() as view:
                 held = self.block_at(view, row.no, source, seq)
             assert held is not None, "get found it"
+            hashes = self._hashes(keys.block_key(row.no, held.deltas[0].seq), held)
             erased = codec.erase(delta, chain.payload_hash(delta))
             records = [erased.record if old.seq == seq else old.record for old in held.deltas]
             batch = self._db.batch()
-            _put_block(batch, row.no, held.deltas[0].seq, held.previous, chain.extend(held.previous, records), records)
-            size = row.head.size_bytes + len(erased.record) - len(delta.record)
-            head = attrs.evolve(row.head, size_bytes=size)
-            _put_head(batch, row.no, source, head)
+            _put_block(batch, row.no, held.deltas[0].seq, held.previous, hashes, records)
             key = keys.erased_key(row.no, seq)
             batch.put(META, key, keys.encode_meta(key, [reason, timestamp]))
-            reach("store.erase.before")
-            self._db.write(batch)
+            self._garbage = True
+            self._commit(batch, "erase", source, size_bytes=len(erased.record) - len(delta.record))
             self._db.sync()
-            reach("store.erase.after")
-            self._adopt({source: _Row(row.no, head)})
             return erased
 
     def erasures(self) -> Sequence[Erasure]:
         found: list[Erasure] = []
         for key, value in self._db.scan(META, begin=keys.META_ERASED, end=keys.prefix_end(keys.META_ERASED)):
-            source_no, seq = keys.parse_block_key(key[len(keys.META_ERASED) :])
+            source_no, seq = self.checked(META, key, partial(keys.parse_block_key, key[len(keys.META_ERASED) :]))
             reason, timestamp = self.checked(META, key, partial(keys.decode_meta, key, value))
             found.append(Erasure(self.name(source_no), seq, reason, timestamp))
         return sorted(found, key=lambda note: (note.source, note.seq))
 
     # ------------------------------------------------------------------------------------------- compact and meta
 
-    def compact(self) -> None:
-        self.merge_blocks()
+    def compact(self, *, if_needed: bool = False) -> None:
+        saved = self.merge_blocks()
+        if if_needed and not saved and not self._garbage and not any(file.deletions for file in self._db.files()):
+            return
+        reach("store.compact.before")
         self._db.flush()
         self._db.compact()
+        reach("store.compact.after")
+        self._garbage = False
 
     def merge_blocks(self) -> int:
-        """Write neighbouring short blocks as one where both bounds allow; returns how many blocks that saved."""
-        with self._lock:
-            entries = self._entries({row.no for row in self._rows.values()})
+        """Write neighbouring short blocks as one where both bounds allow; returns how many blocks that saved.
+
+        Reads blocks from the first that may be merged on; only once after an open does it go through the whole index.
+        """
         saved = 0
-        for source_no, held in entries.items():
-            for group in _short_neighbours(held):
-                with self._lock:
-                    saved += self._merge(source_no, group)
+        for source in list(self._rows):
+            more = True
+            while more:
+                with self._upkeep:
+                    group = self._short_group(source)
+                    more = len(group) > 1
+                    if more:
+                        self._merge(source, group)
+                        saved += len(group) - 1
         return saved
 
-    def _merge(self, source_no: int, group: Sequence[TimeEntry]) -> int:
-        source = self._names[source_no]
-        if group[0].seq <= self._rows[source].head.floor:
-            return 0  # truncated since the index was read; the next pass sees it as it is
+    def _short_group(self, source: str) -> list[KeyValue]:
+        """The next neighbours of a source that fit into one block together; fewer than two: there are none."""
+        if self._merged is None:
+            self._merged = self._first_short()
+        no = self._rows[source].no
+        group: list[KeyValue] = []
+        held_count = held_size = 0
         with self.view() as view:
-            blocks = [self.block_at(view, source_no, source, entry.seq) for entry in group]
-        if any(held is None or held.deltas[0].seq != entry.seq for held, entry in zip(blocks, group, strict=True)):
-            return 0
-        held_blocks = [held for held in blocks if held is not None]
-        records = [record for held in held_blocks for record in held.records]
-        previous = held_blocks[0].previous
+            begin, end = keys.block_key(no, self._merged.get(no, 0)), keys.block_key(no + 1, 0)
+            for key, value in view.scan(DELTAS, begin, end):
+                own_count, own_size = self.checked(DELTAS, key, partial(block.weigh, value))
+                held_count, held_size = held_count + own_count, held_size + own_size
+                if group and not block.fits(held_count, held_size):
+                    if len(group) > 1:
+                        break
+                    group, held_count, held_size = [], own_count, own_size
+                if not group:
+                    self._merged[no] = keys.parse_block_key(key)[1]
+                group.append((key, value))
+        return group
+
+    def _first_short(self) -> dict[int, int]:
+        """For each source the seq of its first block that fits into one with the next; else of its last block."""
+        weights: defaultdict[int, list[int]] = defaultdict(list)  # a whole index of objects would take 300 bytes each
+        with self.view() as view:
+            for key, value in view.scan(BY_TIME):
+                entry = self.time_entry(key, value)
+                weights[entry.source_no].append(entry.seq << 64 | entry.count << 32 | entry.size_bytes)
+        found: dict[int, int] = {}
+        for source_no, held in weights.items():
+            held.sort()
+            sums = ((first, (first & _LOW64) + (second & _LOW64)) for first, second in pairwise(held))
+            short = (first for first, total in sums if block.fits(total >> 32, total & _LOW32))
+            found[source_no] = next(short, held[-1]) >> 64
+        return found
+
+    def _merge(self, source: str, group: Sequence[KeyValue]) -> None:
+        """Replace neighbouring blocks by one, if each follows on the one before."""
         batch = self._db.batch()
-        for entry in group:
-            batch.delete(BY_TIME, entry.key)
-            batch.delete(DELTAS, entry.block_key)
-        _put_block(batch, source_no, group[0].seq, previous, chain.extend(previous, records), records)
-        reach("store.merge.before")
-        self._db.write(batch)
-        reach("store.merge.after")
-        return len(group) - 1
+        no, first = keys.parse_block_key(group[0][0])
+        records: list[bytes] = []
+        hashes: list[bytes] = []
+        previous = b""
+        for key, value in group:
+            held = self.decode_block(source, key, value)
+            if not hashes:
+                previous = held.previous
+            elif held.previous != hashes[-1] or held.deltas[0].seq != first + len(records):
+                raise StoreCorrupt(f"{DELTAS} key {key.hex()}: does not follow on the block before it; run verify")
+            batch.delete(BY_TIME, keys.time_entry(no, first + len(records), held.records).key)
+            batch.delete(DELTAS, key)
+            hashes += self._hashes(key, held)
+            records += held.records
+        _put_block(batch, no, first, previous, hashes, records)
+        self._commit(batch, "merge", source, size_bytes=0)
 
     def meta(self, key: bytes) -> Any:
         """What stands in meta under `key`, None if nothing does."""
@@ -410,8 +530,10 @@ class RocksStore:
         with self._lock:
             batch = self._db.batch()
             batch.put(META, key, keys.encode_meta(key, value))
+            reach("store.meta.before")
             self._db.write(batch)
             self._db.sync()
+            reach("store.meta.after")
 
     def sizes(self) -> StoreSizes:
         heads = self.heads().values()
@@ -419,6 +541,11 @@ class RocksStore:
             blocks = sum(1 for _ in view.scan(BY_TIME))
         records = sum(head.size_bytes for head in heads)
         return StoreSizes(len(heads), sum(head.count for head in heads), records, blocks, self._db.size_bytes())
+
+
+def _new_row(source: str, source_no: int) -> _Row:
+    start = chain.genesis(source)
+    return _Row(source_no, Head(hash=start, floor_hash=start))
 
 
 def _put_block(
@@ -433,18 +560,3 @@ def _put_block(
 
 def _put_head(batch: Batch, source_no: int, source: str, head: Head) -> None:
     batch.put(SOURCES, keys.source_key(source_no), keys.encode_head(source_no, source, head))
-
-
-def _short_neighbours(entries: Sequence[TimeEntry]) -> Iterator[list[TimeEntry]]:
-    """Group neighbours of one source that fit into one block together; each group has two entries or more."""
-    group: list[TimeEntry] = []
-    count = size = 0
-    for entry in entries:
-        count, size = count + entry.count, size + entry.size_bytes
-        if group and (count > block.DELTAS_MAX or size > block.BYTES_MAX):
-            if len(group) > 1:
-                yield group
-            group, count, size = [], entry.count, entry.size_bytes
-        group.append(entry)
-    if len(group) > 1:
-        yield group

@@ -1,62 +1,50 @@
-"""Opening a data directory: lock, identity, witness, preflight, store; and what became of the tail.
-
-    DATA/
-      deltalog.toml     format version, store id, source, created
-      lock              held by whoever has the directory open
-      witness           what was fsynced (see `witness`)
-      reserve           room to give back when a full disk cannot be opened
-      rocks/delta/      the RocksDB instance of the log (others stand beside it)
+"""Opening a data directory: identity, witness, preflight, store; and what became of the tail.
 
 Numbered as the code goes (`open_data`):
 
-1. Lock. Before anything else is touched: even a failed open of RocksDB changes files.
+1. Directory and lock (`data_directory`). Before anything else is touched: even a failed open of RocksDB changes files.
 2. Identity. deltalog.toml is written first when a directory is made, so whatever lacks it is not ours.
 3. Witness. It says whether a store must exist, and what it held.
-4. Preflight. RocksDB is opened for reading only, which deletes nothing; heads, chain hashes and tails are compared.
-5. Open for writing, only if all that fits; the heads must be those of the preflight.
+4. Preflight. RocksDB is opened for reading only, which deletes nothing; heads, chain hashes and tails are compared with
+   the witness, and the newest deltas read. If the write-ahead log is damaged, what stands before the damage is looked
+   at in a copy (`salvage`): if that is all that was ever fsynced, the rest was acknowledged to nobody.
+5. Open for writing, only if all that fits; the heads must be those of the preflight. Up to here nothing was changed.
 6. The tail. If dots may have been handed out and lost, this node goes on as a new incarnation of its source
    (invariant I1): it never guesses, so no dot is used twice.
+
+How a directory is made: deltalog.toml, store, witness, the witness's first record, the store's list of incarnations. A
+store without that list was never used, so whatever cut its making off, the next open goes on with it.
 
 Synchronous; runs in a worker thread.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 import secrets
-import tomllib
-from collections.abc import Mapping
-from contextlib import closing
-from datetime import UTC, datetime
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Final, Protocol
 
 import attrs
 
-from deltalog import chain, keys
-from deltalog.delta import Delta, Limits, check_source
-from deltalog.errors import (
-    DataLoss,
-    ForeignData,
-    StoreCorrupt,
-    StoreFormatMismatch,
-    StoreFull,
-    StoreInUse,
-    StoreMissing,
-    UsageError,
-)
+from deltalog import chain, data_directory, keys, rocks_directory, salvage
+from deltalog.data_directory import Identity, Lock
+from deltalog.delta import SEQ_MAX, Delta, Limits, check_source
+from deltalog.errors import DataLoss, ForeignData, StoreCorrupt, StoreError, StoreFull, StoreMissing
+from deltalog.failpoints import reach
 from deltalog.keys import Head
-from deltalog.profiles import SharedMemory
+from deltalog.profiles import SharedMemory, WalTail
 from deltalog.rocks import Rocks
+from deltalog.rocks_directory import sync_directory
 from deltalog.rocks_store import FAMILIES, RocksStore
-from deltalog.witness import Testimony, Witness, boot_id
+from deltalog.witness import Testimony, Witness, system_errors
 
-FORMAT: Final = 1
+NAMED_MAX: Final = 128
+"""Sources whose heads the witness names; of all others it knows the sum."""
 TAILS_MAX: Final = 1_000
 """Sources whose last block is verified at open; the rest is for `verify`."""
-_OURS: Final = frozenset({"deltalog.toml", "deltalog.toml.new", "lock", "witness", "reserve", "rocks", "backups"})
 _INCARNATION_BYTES: Final = 5
 
 
@@ -71,7 +59,7 @@ class StartupReport:
     """How an open went."""
 
     kind: str
-    """"created", "clean" (closed in order before), "unclean" (not closed, nothing lost that we handed out), "lost"."""
+    """"created", "clean" (closed in order before), "unclean" (not closed; nothing fsynced is missing), "lost"."""
     source: str
     """The source that appends now."""
     incarnation_of: str
@@ -80,6 +68,10 @@ class StartupReport:
     """Why it did, or ""."""
     lost: Mapping[str, tuple[int, int]]
     """source -> first and last seq that were handed out or even fsynced and are gone."""
+    lost_unnamed: int = 0
+    """Fsynced deltas that are gone, of sources that the witness had no room to name."""
+    damage: str = ""
+    """Where the write-ahead log was damaged and cut, and where its original was set aside; or ""."""
     sources: int
     deltas: int
 
@@ -95,38 +87,51 @@ class OpenData:
     report: StartupReport
     recent: list[Delta]
     """The newest deltas, for the ring."""
-    _lock: int = attrs.field(alias="lock")
+    _lock: Lock = attrs.field(alias="lock")
+    _named: dict[str, None] = attrs.field(factory=dict, init=False)
+    """Sources that the witness names, the latest written last; this node's own always is."""
+
+    def __attrs_post_init__(self) -> None:
+        self.note(list(self.store.heads())[-NAMED_MAX:])
+
+    def note(self, sources: Iterable[str]) -> None:
+        """These were written: have the witness name them, rather than those that were not for longest."""
+        for source in sources:
+            self._named.pop(source, None)
+            self._named[source] = None
+        while len(self._named) > NAMED_MAX:
+            del self._named[next(iter(self._named))]
 
     def testimony(self, sequence: int, *, clean: bool) -> Testimony:
-        """What the witness is to remember: the store as it is, fsynced at `sequence`."""
-        heads = self.store.heads()
+        """What the witness is to remember: the store as it is, fsynced at `sequence`. Cost: `NAMED_MAX` sources."""
+        rows = {source: self.store.row(source) for source in (self.source, *self._named)}
         return Testimony(
             store_id=self.store.store_id,
             place=self.witness.place,
-            boot=boot_id(),
+            boot=self.witness.boot,
             clean=clean,
             source=self.source,
             sequence=sequence,
-            heads={source: (head.seq, head.hash) for source, head in heads.items()},
-            total=sum(head.seq for head in heads.values()),
+            heads={source: (row[1].seq, row[1].hash) for source, row in rows.items() if row is not None},
+            total=self.store.total,
+            cell=self.witness.cell,
         )
 
     def close(self, *, clean: bool) -> None:
-        """Close the store, then the witness, then give up the lock. Idempotent; `clean`: nothing was left unstored."""
+        """Tell the witness, close the store, give back the lock. Idempotent; `clean`: nothing was left unstored."""
         try:
+            reach("startup.close.before")
             if clean:
                 self.witness.record(self.testimony(self.store.sync(), clean=True), durable=True)
+            reach("startup.close.after")
             self.store.close()
         finally:
             self.release()
 
     def release(self) -> None:
-        """Give up witness and lock without a word to the store."""
+        """Give back witness and lock without a word to the store."""
         self.witness.close()
-        if self._lock >= 0:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)  # a forked child may have the descriptor too
-            os.close(self._lock)
-            self._lock = -1
+        self._lock.release()
 
 
 @attrs.frozen(kw_only=True)
@@ -138,7 +143,7 @@ class OpenOptions:
     create: bool = True
     """Make the directory if it is not there."""
     accept_loss: bool = False
-    """Go on with what is left when fsynced data is gone, as a new incarnation."""
+    """Go on with what is left when fsynced data or the witness is gone, as a new incarnation."""
     adopt: bool = False
     """Go on from a copied or restored directory, as a new incarnation."""
     reserve_bytes: int = 16 << 20
@@ -149,126 +154,47 @@ def open_data(path: Path, options: OpenOptions, memory: SharedMemory, recent: in
     """Open a data directory safely, or make one. `recent`: how many of the newest deltas to read.
 
     Raises `StoreInUse`, `StoreMissing`, `StoreCorrupt`, `StoreFormatMismatch`, `StoreFull`, `StoreIOError`,
-    `DataLoss`, `ForeignData`, `UsageError`; then nothing was changed.
+    `DataLoss`, `ForeignData`, `UsageError`. Then all data is as it was; the making of a directory goes on next time.
     """
     if options.source is not None:
         check_source(options.source, Limits())
-    _make_directory(path, create=options.create)
-    lock = _take_lock(path)
+    path = rocks_directory.absolute(path)
+    data_directory.prepare(path, create=options.create)
+    lock = Lock.take(path)
     try:
-        identity = _identity(path, options)
-        return _Opening(path, options, memory, identity, lock, progress).run(recent)
+        identity = data_directory.identify(path, options.source)
+        try:
+            return _Opening(path, options, memory, identity, lock, progress, recent).run()
+        except StoreFull:
+            if not data_directory.give_back_reserve(path):
+                raise
+            return _Opening(path, options, memory, identity, lock, progress, recent).run()
     except BaseException:
-        os.close(lock)
+        lock.release(undo=True)
         raise
 
 
-# ---------------------------------------------------------------------------------------------- directory and identity
+@attrs.frozen(kw_only=True)
+class _Seen:
+    """The store, as it was found before anything was opened for writing."""
 
+    sequence: int = 0
+    heads: Mapping[str, Head] = attrs.field(factory=dict)
+    incarnations: Sequence[str] = ()
+    """This node's sources, in the order in which they appended; empty: the store was never used."""
+    recent: Sequence[Delta] = ()
+    damage: StoreCorrupt | None = None
+    """Why this is what a damaged write-ahead log still holds."""
 
-@attrs.frozen
-class _Identity:
-    store_id: bytes
-    source: str
+    @property
+    def used(self) -> bool:
+        """Whether a log may ever have run on it."""
+        return bool(self.incarnations or self.heads)
 
-
-def _make_directory(path: Path, *, create: bool) -> None:
-    if path.is_symlink() and not path.exists():
-        raise UsageError(f"{path} is a symbolic link to nothing")
-    if path.is_dir():
-        names = set(os.listdir(path))
-        if names - _OURS and "deltalog.toml" not in names:
-            raise UsageError(
-                f"{path} is not a deltalog directory: it holds {min(names - _OURS)!r} and no deltalog.toml"
-            )
-        if not create and "deltalog.toml" not in names:
-            raise StoreMissing(f"{path} is no deltalog directory: it has no deltalog.toml")
-    elif path.exists():
-        raise UsageError(f"{path} is not a directory")
-    elif not create:
-        raise StoreMissing(f"{path} does not exist")
-    else:
-        try:
-            path.mkdir(mode=0o700)
-        except OSError as error:
-            raise StoreMissing(f"cannot make {path}: {error.strerror}") from error
-
-
-def _take_lock(path: Path) -> int:
-    """Lock the directory for this process. The kernel frees the lock when the process ends, however it ends."""
-    try:
-        descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise StoreMissing(f"cannot lock {path}: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
-        os.close(descriptor)
-        who = f"process {holder}" if holder.isdigit() else "another process"
-        raise StoreInUse(f"{path} is open in {who} already") from error
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return descriptor
-
-
-def _identity(path: Path, options: OpenOptions) -> _Identity:
-    file = path / "deltalog.toml"
-    if not file.exists():
-        if (path / "rocks").exists() or (path / "witness").exists():
-            raise StoreMissing(f"{file} is missing, though data is there: restore it")
-        return _new_identity(path, options.source)
-    try:
-        fields = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise StoreCorrupt(f"{file}: {error}") from error
-    if fields.get("format") != FORMAT:
-        raise StoreFormatMismatch(f"{file}: format {fields.get('format')!r}; this program knows {FORMAT}")
-    source, store_id = fields.get("source"), fields.get("store_id")
-    if not isinstance(source, str) or not source or not isinstance(store_id, str) or len(store_id) != 32:
-        raise StoreCorrupt(f"{file}: source or store_id is missing or malformed")
-    if options.source is not None and options.source != source:
-        raise UsageError(f"{path} belongs to source {source!r}; it cannot be opened as {options.source!r}")
-    try:
-        return _Identity(bytes.fromhex(store_id), source)
-    except ValueError as error:
-        raise StoreCorrupt(f"{file}: store_id: {error}") from error
-
-
-def _new_identity(path: Path, source: str | None) -> _Identity:
-    identity = _Identity(secrets.token_bytes(16), source if source is not None else f"node-{secrets.token_hex(6)}")
-    text = (
-        "# Written by deltalog when this directory was made. Do not edit, do not copy to another node.\n"
-        f"format = {FORMAT}\n"
-        f'store_id = "{identity.store_id.hex()}"\n'
-        f"source = {_toml_string(identity.source)}\n"
-        f'created = "{datetime.now(UTC).isoformat(timespec="seconds")}"\n'
-    )
-    new = path / "deltalog.toml.new"
-    with new.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.rename(path / "deltalog.toml")
-    sync_directory(path)
-    return identity
-
-
-def _toml_string(text: str) -> str:
-    """A TOML basic string: as JSON, but for the one control character that JSON leaves alone."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-# -------------------------------------------------------------------------------------------------------- the opening
+    @property
+    def total(self) -> int:
+        """Sum of the seqs of all sources."""
+        return sum(head.seq for head in self.heads.values())
 
 
 class _Opening:
@@ -279,9 +205,10 @@ class _Opening:
         path: Path,
         options: OpenOptions,
         memory: SharedMemory,
-        identity: _Identity,
-        lock: int,
+        identity: Identity,
+        lock: Lock,
         progress: Progress,
+        recent: int,
     ) -> None:
         self.path = path
         self.options = options
@@ -289,121 +216,162 @@ class _Opening:
         self.identity = identity
         self.lock = lock
         self.progress = progress
+        self.recent = recent
         self.rocks = path / "rocks" / "delta"
+        # found out on the way
+        self.doubted: StoreError | None = None
+        """Why there is no testimony."""
         self.lost: dict[str, tuple[int, int]] = {}
+        self.unnamed = 0
+        self.forgotten = False
+        """Whether something that was fsynced is gone."""
 
-    def run(self, recent: int) -> OpenData:
-        witness, fresh = self._witness()
-        store: RocksStore | None = None
-        try:
-            testimony = witness.testimony
-            if not fresh:
-                self._check_place(witness)
-                heads = self._preflight(testimony)
-                store = self._open_store()
-                self._check_same(heads, store.heads())
-            else:
-                store = self._open_store()
-            return self._opened(store, witness, testimony, recent)
-        except BaseException:
-            if store is not None:
-                store.close()
-            witness.close()
-            raise
+    def run(self) -> OpenData:
+        copy = self.rocks.with_name(self.rocks.name + ".salvage")
+        with ExitStack() as undo, ExitStack() as always:
+            always.callback(salvage.discard, copy)
+            witness = self._witness()
+            if witness is not None:
+                undo.callback(witness.close)
+            testimony = witness.testimony if witness is not None else None
+            if witness is not None and testimony is not None:
+                self._check_place(witness, testimony)
+            seen = self._look(testimony, copy)
+            if testimony is None and seen.used and not self.options.accept_loss:
+                assert self.doubted is not None
+                raise self.doubted
+            damage = self._give_up(seen, copy)
+            reach("startup.open.before")
+            store = self._open_store(seen)
+            undo.callback(store.close)
+            reach("startup.open.after")
+            if witness is None:
+                witness = self._new_witness()
+                undo.callback(witness.close)
+            opened = self._opened(store, witness, testimony, seen, damage)
+            undo.pop_all()
+        return opened
 
-    # ---- witness and store
+    # ---- witness
 
-    def _witness(self) -> tuple[Witness, bool]:
-        """The witness, and whether the directory is being made (now, or by an earlier try that was cut off)."""
+    def _witness(self) -> Witness | None:
+        """The witness, None if there is none to believe: `doubted` says why, and `_look` whether one must exist."""
         file = self.path / "witness"
-        if self.rocks.exists():
-            if file.exists():
-                witness = Witness.open(file)
-                return witness, witness.testimony is None and self._is_empty()
-            if self._is_empty():
-                return Witness.create(file), True
-            if not self.options.accept_loss:
-                raise StoreMissing(f"{file} is missing, though the data it vouches for is there")
-            return Witness.create(file), False
-        made = Witness.open(file) if file.exists() else None
-        if made is not None and made.testimony is not None:
-            self._refuse_missing_store(made)
-        (self.path / "rocks").mkdir(mode=0o700, exist_ok=True)
-        Rocks.create(self.rocks, FAMILIES, self.memory).close()
-        return Witness.create(file) if made is None else made, True
-
-    def _refuse_missing_store(self, witness: Witness) -> None:
-        testimony = witness.testimony
-        witness.close()
-        assert testimony is not None
-        lost = {source: (1, seq) for source, (seq, _) in testimony.heads.items() if seq}
-        unnamed = testimony.total - sum(seq for seq, _ in testimony.heads.values())
-        raise DataLoss(f"{self.rocks} is missing; {_named(lost, unnamed)}", lost, unnamed)
-
-    def _is_empty(self) -> bool:
-        """Whether the store was made and never used."""
-        with closing(Rocks.open_read_only(self.rocks, FAMILIES, self.memory)) as db:
-            return all(next(db.scan(family), None) is None for family in (keys.SOURCES, keys.DELTAS))
-
-    def _open_store(self) -> RocksStore:
-        """Open for writing; on a full disk give back the reserve and try that once more: nothing was deleted."""
-
-        def open_db() -> Rocks:
-            return Rocks.open(self.rocks, FAMILIES, self.memory)
-
-        reserve = self.path / "reserve"
+        if not file.exists():
+            self.doubted = StoreMissing(f"{file} is missing, though the data it vouches for is there")
+            return None
         try:
-            return RocksStore(open_db, self.identity.store_id)
-        except StoreFull:
-            if not reserve.exists():
-                raise
-            reserve.unlink()
-            return RocksStore(open_db, self.identity.store_id)
+            witness = Witness.open(file)
+        except StoreCorrupt as damage:
+            self.doubted = damage
+            return None
+        if witness.testimony is None:
+            self.doubted = StoreCorrupt(f"{file} is blank, though the data it vouches for is there")
+        return witness
 
-    # ---- what the witness says
+    def _new_witness(self) -> Witness:
+        """Make a witness; a damaged one is set aside."""
+        file = self.path / "witness"
+        if file.exists():
+            data_directory.set_aside(self.path, "witness", [file])
+            file.unlink()
+        return Witness.create(file)
 
-    def _check_place(self, witness: Witness) -> None:
-        testimony = witness.testimony
-        if testimony is None or self.options.adopt:
-            return
-        if testimony.store_id != self.identity.store_id or testimony.place != witness.place:
+    def _check_place(self, witness: Witness, testimony: Testimony) -> None:
+        if testimony.store_id != self.identity.store_id:
+            raise ForeignData(f"{witness.path} is the witness of another directory than {self.path}/deltalog.toml")
+        if testimony.place != witness.place and not self.options.adopt:
             raise ForeignData(
                 f"{self.path} was copied, restored or brought from another machine: to continue from this copy as a "
                 "new incarnation of its source, open it with adopt=True (--adopt)"
             )
 
-    def _preflight(self, testimony: Testimony | None) -> Mapping[str, Head]:
+    # ---- preflight
+
+    def _look(self, testimony: Testimony | None, copy: Path) -> _Seen:
+        """See what is there and compare it with the witness, through handles that cannot change it.
+
+        If a store is due and not there, it is made.
+        """
         self.progress("checking", 0, 1)
-        store = RocksStore(lambda: Rocks.open_read_only(self.rocks, FAMILIES, self.memory), None)
+        if not os.path.lexists(self.rocks):
+            return self._made(testimony)
+        reach("startup.preflight.before")
         try:
-            if store.store_id != self.identity.store_id and not self.options.adopt:
-                raise ForeignData(f"{self.rocks} is the store of another directory (store id {store.store_id.hex()})")
-            heads = store.heads()
+            seen = self._see(self.rocks, testimony)
+        except StoreCorrupt as damage:
+            if testimony is None:
+                raise
+            seen = self._see_salvage(testimony, copy, damage)
+        reach("startup.preflight.after")
+        return seen
+
+    def _made(self, testimony: Testimony | None) -> _Seen:
+        """Make the store, unless that would hide a loss."""
+        if isinstance(self.doubted, StoreCorrupt) and not self.options.accept_loss:
+            raise self.doubted
+        if testimony is not None:
+            self._compare(None, _Seen(), testimony)
+        reach("startup.create.before")
+        with system_errors(self.rocks):
+            self.rocks.parent.mkdir(mode=0o700, exist_ok=True)
+            sync_directory(self.path)
+        Rocks.create(self.rocks, FAMILIES, self.memory).close()
+        reach("startup.create.after")
+        return _Seen()
+
+    def _see_salvage(self, testimony: Testimony, copy: Path, damage: StoreCorrupt) -> _Seen:
+        """See what stands before the damage of the write-ahead log; raise `damage` if that is not all there is."""
+        try:
+            salvage.cut_copy(self.rocks)
+            return self._see(copy, testimony, "drop", damage)
+        except StoreCorrupt:
+            raise damage from None
+
+    def _see(
+        self, rocks: Path, testimony: Testimony | None, wal_tail: WalTail = "refuse", damage: StoreCorrupt | None = None
+    ) -> _Seen:
+        """Open a store for reading and check it. Raises `DataLoss` if something that was fsynced is not there."""
+        db = Rocks.open_read_only(rocks, FAMILIES, self.memory, wal_tail=wal_tail)
+        try:
+            store = None if _is_new(db) else RocksStore(lambda: db)
+            if store is not None and store.store_id != self.identity.store_id:
+                raise ForeignData(f"{self.rocks} is the store of another directory than {self.path}/deltalog.toml")
+            seen = _Seen(sequence=db.sequence_number(), damage=damage)
+            if store is not None:
+                incarnations = store.meta(keys.META_INCARNATIONS) or ()
+                if incarnations and incarnations[0] != self.identity.source:
+                    said, made_for = self.identity.source, incarnations[0]
+                    raise StoreCorrupt(f"{self.path}/deltalog.toml says source {said!r}; it was made for {made_for!r}")
+                seen = attrs.evolve(seen, heads=store.heads(), incarnations=incarnations)
             if testimony is not None:
-                self._compare(store, heads, testimony)
-            self._check_tails(store, heads)
-            return heads
+                self._compare(store, seen, testimony)
+            if store is None:
+                return seen
+            self._check_tails(store, seen.heads)
+            self.progress("reading", 0, 1)
+            return attrs.evolve(seen, recent=store.newest(self.recent))
         finally:
-            store.close()
+            db.close()
 
-    def _check_same(self, before: Mapping[str, Head], after: Mapping[str, Head]) -> None:
-        if before != after:
-            raise StoreCorrupt(f"{self.rocks}: opened for writing it does not hold what it held for reading")
-
-    def _compare(self, store: RocksStore, heads: Mapping[str, Head], testimony: Testimony) -> None:
+    def _compare(self, store: RocksStore | None, seen: _Seen, testimony: Testimony) -> None:
         """Is all there that the witness saw fsynced?"""
-        for source, (seq, seen) in testimony.heads.items():
-            head = heads.get(source, Head())
+        self.lost.clear()
+        for source, (seq, expected) in testimony.heads.items():
+            head = seen.heads.get(source, Head())
             if head.seq < seq:
                 self.lost[source] = (head.seq + 1, seq)
-            elif head.floor < seq and _hash_at(store, source, head, seq) != seen:
+            elif store is not None and head.floor <= seq and _hash_at(store, source, head, seq) != expected:
                 raise StoreCorrupt(f"{self.rocks}: the deltas of {source!r} up to {seq} are not those the witness saw")
         named = sum(last - first + 1 for first, last in self.lost.values())
-        unnamed = max(0, testimony.total - sum(head.seq for head in heads.values()) - named)
-        sequence = store.db.sequence_number()
-        if (self.lost or unnamed or sequence < testimony.sequence) and not self.options.accept_loss:
-            what = _named(self.lost, unnamed) if self.lost or unnamed else "writes other than deltas are gone"
-            raise DataLoss(f"{self.path} holds less than was fsynced: {what}. Nothing was changed", self.lost, unnamed)
+        self.unnamed = max(0, testimony.total - seen.total - named)
+        self.forgotten = bool(named or self.unnamed or seen.sequence < testimony.sequence)
+        if self.forgotten and not self.options.accept_loss:
+            what = _named(self.lost, self.unnamed) if named or self.unnamed else "writes other than deltas are gone"
+            why = f" ({seen.damage})" if seen.damage is not None else ""
+            raise DataLoss(
+                f"{self.path} holds less than was fsynced: {what}{why}. Nothing was changed", self.lost, self.unnamed
+            ) from seen.damage
 
     def _check_tails(self, store: RocksStore, heads: Mapping[str, Head]) -> None:
         """The last block of each source must lead to its head."""
@@ -411,58 +379,122 @@ class _Opening:
         for index, (source, head) in enumerate(last):
             if index % 100 == 0:
                 self.progress("checking", index, len(last))
-            if head.seq > head.floor and _hash_at(store, source, head, head.seq) != head.hash:
+            if head.seq > head.floor and _hash_behind(store, source, head, head.seq) != head.hash:
                 raise StoreCorrupt(f"{self.rocks}: the last block of {source!r} does not lead to its head {head.seq}")
+
+    # ---- open for writing
+
+    def _give_up(self, seen: _Seen, copy: Path) -> str:
+        """Cut off what is damaged, now that nothing forbids it; return what was done, for the report."""
+        if seen.damage is None:
+            return ""
+        aside = data_directory.set_aside(self.path, "wal", salvage.logs(self.rocks))
+        salvage.put_in_place(self.rocks, copy)
+        return f"{seen.damage}; the write-ahead log was cut there, its original is in {aside}"
+
+    def _open_store(self, seen: _Seen) -> RocksStore:
+        """Open for writing: what was seen, or nothing."""
+        tails: list[WalTail] = ["drop"] if seen.damage is not None else []
+
+        def open_db() -> Rocks:
+            return Rocks.open(self.rocks, FAMILIES, self.memory, wal_tail=tails.pop() if tails else "refuse")
+
+        store = RocksStore(open_db, self.identity.store_id)
+        if store.heads() != seen.heads:
+            store.close()
+            raise StoreCorrupt(f"{self.rocks}: opened for writing it does not hold what it held for reading")
+        return store
 
     # ---- the tail
 
-    def _opened(self, store: RocksStore, witness: Witness, testimony: Testimony | None, recent: int) -> OpenData:
-        incarnations = store.meta(keys.META_INCARNATIONS) or [self.identity.source]
-        before = incarnations[-1]
-        head = store.heads().get(before, Head()).seq
-        kind, reason = self._doubt(witness, testimony, before, head)
+    def _opened(
+        self, store: RocksStore, witness: Witness, testimony: Testimony | None, seen: _Seen, damage: str
+    ) -> OpenData:
+        """Decide who appends from now on, and tell the witness before anybody can."""
+        incarnations = seen.incarnations or (self.identity.source,)
+        before = testimony.source if testimony is not None else incarnations[-1]
+        kind, reason = self._doubt(witness, testimony, seen, before)
         source = before
         if reason:
-            source = f"{self.identity.source}~{secrets.token_hex(_INCARNATION_BYTES)}"
+            source = _incarnation(self.identity.source)
+            reach("startup.incarnation.before")
             store.set_meta(keys.META_INCARNATIONS, [*incarnations, source])
-        witness.mark[0] = store.heads().get(source, Head()).seq
-        self.progress("reading", 0, 1)
-        heads = store.heads()
+            reach("startup.incarnation.after")
+            witness.cell = 1 - witness.cell
+        witness.mark[0] = seen.heads.get(source, Head()).seq
         report = StartupReport(
             kind=kind,
             source=source,
-            incarnation_of=before if source != before else "",
+            incarnation_of=before if reason else "",
             reason=reason,
             lost=self.lost,
-            sources=len(heads),
-            deltas=sum(head.count for head in heads.values()),
+            lost_unnamed=self.unnamed,
+            damage=damage,
+            sources=len(seen.heads),
+            deltas=sum(head.count for head in seen.heads.values()),
         )
-        opened = OpenData(self.path, store, witness, source, report, list(store.newest(recent)), lock=self.lock)
+        opened = OpenData(self.path, store, witness, source, report, list(seen.recent), lock=self.lock)
+        reach("startup.record.before")
         witness.record(opened.testimony(store.sync(), clean=False), durable=True)
-        make_reserve(self.path / "reserve", self.options.reserve_bytes)
+        reach("startup.record.after")
+        if not seen.incarnations and not reason:
+            store.set_meta(keys.META_INCARNATIONS, [source])
+        data_directory.make_reserve(self.path, self.options.reserve_bytes)
         self.progress("reading", 1, 1)
         return opened
 
-    def _doubt(self, witness: Witness, testimony: Testimony | None, source: str, head: int) -> tuple[str, str]:
+    def _doubt(self, witness: Witness, testimony: Testimony | None, seen: _Seen, source: str) -> tuple[str, str]:
         """(kind of start, why this node must go on as a new incarnation or "")."""
-        if self.lost or (self.options.accept_loss and testimony is None and head):
-            return "lost", "fsynced deltas are gone"
-        if testimony is None:
+        head, mark = seen.heads.get(source, Head()).seq, witness.mark[0]
+        watched = testimony is not None and bool(testimony.boot) and testimony.boot == witness.boot
+        if watched and head < mark <= SEQ_MAX:
+            self.lost[source] = (head + 1, mark)
+        if self.forgotten:
+            return "lost", "what was fsynced is gone"
+        if not seen.used:
             return "created", ""
-        if testimony.place != witness.place or testimony.store_id != self.identity.store_id:
+        if testimony is None:
+            return "lost", "its witness is gone, and with it what was handed out last"
+        if testimony.place != witness.place:
             return "unclean", "the directory was copied or restored"
         if testimony.clean:
-            return "clean", ""
-        mark = witness.mark[0]
-        if not testimony.boot or testimony.boot != boot_id():
+            same = (testimony.total, testimony.sequence) == (seen.total, seen.sequence)
+            return ("clean", "") if same else ("unclean", "its witness is older than its store")
+        if not watched:
             return "unclean", "the machine stopped while the log was open: its last deltas may be lost"
+        if not head <= mark <= SEQ_MAX:
+            return "unclean", "the mark of what was handed out is damaged"
         if mark > head:
-            self.lost[source] = (head + 1, mark)
             return "unclean", f"the process ended before {mark - head} appended deltas were written"
+        if seen.incarnations and seen.incarnations[-1] != source:
+            return "unclean", "an open that began a new incarnation was cut off"
         return "unclean", ""
 
 
-def _hash_at(store: RocksStore, source: str, head: Head, seq: int) -> bytes | None:
+def _is_new(db: Rocks) -> bool:
+    """Whether there is nothing in a database: it was never initialised, or has lost everything."""
+    for family in (keys.SOURCES, keys.DELTAS, keys.BY_TIME, keys.META):
+        with closing(db.scan(family)) as rows:
+            for _ in rows:
+                return False
+    return True
+
+
+def _incarnation(source: str) -> str:
+    """A new name for a source, within the limit of names."""
+    suffix = f"~{secrets.token_hex(_INCARNATION_BYTES)}"
+    room = Limits().source_bytes - len(suffix)
+    return source.encode()[:room].decode(errors="ignore") + suffix
+
+
+def _hash_at(store: RocksStore, source: str, head: Head, seq: int) -> bytes:
+    """Chain hash behind a delta that is stored, or was just dropped."""
+    if seq == head.seq:
+        return head.hash  # `_check_tails` holds it against the records
+    return head.floor_hash if seq == head.floor else _hash_behind(store, source, head, seq)
+
+
+def _hash_behind(store: RocksStore, source: str, head: Head, seq: int) -> bytes:
     """Chain hash behind a stored delta, computed from its block."""
     row = store.row(source)
     assert row is not None
@@ -480,21 +512,3 @@ def _named(lost: Mapping[str, tuple[int, int]], unnamed: int) -> str:
     if unnamed:
         parts.append(f"{unnamed} deltas of sources the witness has no room to name")
     return "lost: " + ", ".join(parts)
-
-
-def make_reserve(file: Path, size_bytes: int) -> bool:
-    """Set room aside in `file`; False if the disk has not that much to spare (three times as much must be free)."""
-    if not size_bytes or file.exists():
-        return True
-    free = os.statvfs(file.parent)
-    if free.f_bavail * free.f_frsize < 3 * size_bytes:
-        return False
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        os.posix_fallocate(descriptor, 0, size_bytes)
-        return True
-    except OSError:
-        file.unlink()
-        return False
-    finally:
-        os.close(descriptor)

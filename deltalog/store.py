@@ -69,8 +69,10 @@ class Scan(Protocol):
     def page(self, count: int) -> Sequence[Delta]:
         """Return the next deltas, at least one and about `count`; empty at the end. May raise what a read raises.
 
-        A page is a read of its own, on the store as it is now. Deltas dropped since the scan began raise
-        `BelowFloor` (by source, since) or are absent (by time).
+        A page is a read of its own, on the store as it is now, but for what the page before read ahead. Deltas dropped
+        since the scan began raise `BelowFloor` (by source, since) or are absent (by time), unless they were read ahead.
+        Deltas written since are not in it (by source, since) or may be (by time). After an error the same page can be
+        asked for again.
         """
         ...
 
@@ -130,15 +132,21 @@ class DeltaStore(Protocol):
         ...
 
     def erase(self, source: str, seq: int, reason: str, timestamp: int) -> Delta | None:
-        """Replace a payload by its hash and note it; the erased delta, or None if it is not stored. Idempotent."""
+        """Replace a payload by its hash and note it; the erased delta, or None if it is not stored. Idempotent.
+
+        On return it survives power loss, and so does all that was written before.
+        """
         ...
 
     def erasures(self) -> Sequence[Erasure]:
         """Every note that `erase` left, ascending by dot."""
         ...
 
-    def compact(self) -> None:
-        """Merge short blocks, drop what was truncated or erased from disk. Nothing visible changes."""
+    def compact(self, *, if_needed: bool = False) -> None:
+        """Merge short blocks, drop what was truncated or erased from disk. Nothing visible changes.
+
+        if_needed: rewrite files only if there is something to give back; else everything is written anew.
+        """
         ...
 
     def sizes(self) -> StoreSizes:

@@ -23,7 +23,7 @@ import attrs
 import trio
 
 from deltalog import chain
-from deltalog.errors import LogReadOnly, StoreBackpressure, StoreCorrupt, StoreError, StoreFull
+from deltalog.errors import LogReadOnly, StoreBackpressure, StoreBusy, StoreCorrupt, StoreError, StoreFull
 from deltalog.failpoints import reach
 from deltalog.keys import Head
 from deltalog.ring import Pending, Ring
@@ -226,6 +226,7 @@ class Writer:
 
     def _publish(self, runs: Sequence[Run], count: int, sync: bool) -> None:
         """The runs are written, and if `sync` everything up to them is synced: say so."""
+        reach("writer.publish.before")
         for run in runs:
             self._tails[run.source] = run.hashes[-1]
             self.written[run.source] = self._unsynced[run.source] = run.last
@@ -266,13 +267,25 @@ class Writer:
             if full and not await self._wait_for_room():
                 return
             try:
-                reach("writer.reopen.before")
-                heads: Mapping[str, Head] = await self._offload(self._disk.reopen)
+                heads = await self._reopen()
             except StoreError as failed:
                 error = failed
             else:
                 await self._look(heads, runs, count)
                 return
+
+    async def _reopen(self) -> Mapping[str, Head]:
+        """Open the store again, as soon as whoever reads it lets go."""
+        while True:
+            reach("writer.reopen.before")
+            try:
+                heads: Mapping[str, Head] = await self._offload(self._disk.reopen)
+                reach("writer.reopen.after")
+                return heads
+            except StoreBusy:
+                if self._closing:
+                    raise
+                await self._pause()
 
     async def _look(self, heads: Mapping[str, Head], runs: Sequence[Run], count: int) -> None:
         """A write was indeterminate and the store is open again: it holds all of it or none of it."""
@@ -297,11 +310,14 @@ class Writer:
         while vain or not await self._offload(self._disk.has_room):
             if self._closing:
                 return False
-            with trio.move_on_after(ROOM_POLL_S):
-                await self._alarm.wait()
-            self._alarm = trio.Event()
+            await self._pause()
             vain = False
         return True
+
+    async def _pause(self) -> None:
+        with trio.move_on_after(ROOM_POLL_S):
+            await self._alarm.wait()
+        self._alarm = trio.Event()
 
     async def _stay_down(self) -> None:
         """Read-only until closed."""

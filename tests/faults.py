@@ -2,8 +2,8 @@
 
 What lives here: a plan of failures by method and call number (`Faults`); a `DeltaStore` that follows one and knows what
 a power loss would leave (`FaultStore`); what a writer commits to, with a switch for "the disk has room" (`FaultDisk`);
-worker threads that are none (`Inline`). It knows the contracts, and of the stores only the memory one, which it builds
-anew from what survived.
+worker threads that are none (`Inline`); a cancellation at a chosen moment (`CancelAt`). It knows the contracts, and of
+the stores only the memory one, which it builds anew from what survived.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import attrs
@@ -129,6 +129,14 @@ class FaultStore:
         store.sync()
         return store
 
+    def fork(self, unsynced: int = 0) -> FaultStore:
+        """As `survivor`, to go on with; this one stays as it is."""
+        store = FaultStore()
+        store.inner = self.survivor(unsynced)
+        store.journal = self.journal[: self.durable + unsynced]
+        store.durable = len(store.journal)
+        return store
+
     def crash(self, unsynced: int = 0) -> None:
         """Lose power, sparing the first so many of the unsynced changes; then it is there again."""
         self.inner = self.survivor(unsynced)
@@ -177,8 +185,8 @@ class FaultStore:
     def erase(self, source: str, seq: int, reason: str, timestamp: int) -> Delta | None:
         return self._change("erase", lambda store: store.erase(source, seq, reason, timestamp), durable=True)
 
-    def compact(self) -> None:
-        self._guarded("compact", self.inner.compact)
+    def compact(self, *, if_needed: bool = False) -> None:
+        self._guarded("compact", lambda: self.inner.compact(if_needed=if_needed))
 
     def reopen(self) -> None:
         self.dead = None
@@ -266,7 +274,7 @@ class FaultDisk:
         return sum(sync for _, sync in self.commits)
 
 
-# ------------------------------------------------------------------------------------------------------ worker threads
+# ---------------------------------------------------------------------------------------- worker threads, cancellation
 
 
 class Inline:
@@ -304,6 +312,34 @@ class Inline:
 async def _wait(event: trio.Event | None) -> None:
     if event is not None:
         await event.wait()
+
+
+class CancelAt(trio.abc.Instrument):
+    """Cancels a scope when a task (or all of them together) passed so many checkpoints; 0: before it begins."""
+
+    def __init__(self, checkpoints: int, *, of_all: bool = False) -> None:
+        self.scope = trio.CancelScope()
+        self.task: trio.lowlevel.Task | None = None
+        self._of_all = of_all
+        self._left = checkpoints
+        if not checkpoints:
+            self.scope.cancel()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task is self.task or self._of_all:
+            self._left -= 1
+            if not self._left:
+                self.scope.cancel()
+
+    async def run(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """What the call returned, or None if it was cancelled."""
+        self.task = trio.lowlevel.current_task()
+        trio.lowlevel.add_instrument(self)
+        try:
+            with self.scope:
+                return await call()
+        finally:
+            trio.lowlevel.remove_instrument(self)
 
 
 class Bug(Exception):

@@ -17,7 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         from deltalog.app.verbs import verbs  # noqa: PLC0415  # may be missing
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _NEEDED:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _NEEDED:
             raise
-        sys.exit(f"deltalog: the command line needs {error.name}; install it with: pip install 'deltalog[cli]'")
+        sys.exit(f"deltalog: the command line needs {missing}; install it with: pip install 'deltalog[cli]'")
     verbs.main(arguments, "deltalog")

@@ -43,20 +43,21 @@ DELTAS: Final = 100_000
 """Edits in the session."""
 _OWN: Final = "desk"
 _BATCH: Final = 250
-_FLUSH_EVERY: Final = 8
-"""Batches from one flush to the next."""
+_FLUSHES: Final = 20
 _KILL_AT: Final = 0.45
-_KILL_DELAY_S: Final = 0.1
+_KILL_DELAY_S: Final = 0.05
 _MINUTE: Final = 60_000 << COUNTER_BITS
 
 
 # ------------------------------------------------------------------------------------------------------- the writer
 
 
-async def write_session(log: DeltaLog, edits: Iterable[Delta], report: Callable[[DeltaLog, int], None]) -> None:
+async def write_session(
+    log: DeltaLog, edits: Iterable[Delta], flush_every: int, report: Callable[[DeltaLog, int], None]
+) -> None:
     """Take in what the log lacks of the edits, as peers would send it, and append a note after each batch.
 
-    `report` is called after each flush with the number of edits the log holds then, durably.
+    After every `flush_every` batches the log is flushed, and `report` is called with the number of edits it then holds.
     """
     heads = log.heads
     batch: list[Delta] = []
@@ -69,7 +70,7 @@ async def write_session(log: DeltaLog, edits: Iterable[Delta], report: Callable[
         if len(batch) == _BATCH:
             await _take_in(log, batch, done)
             batch, taken = [], taken + 1
-            if taken % _FLUSH_EVERY == 0:
+            if taken % flush_every == 0:
                 await log.flush()
                 report(log, done)
     await _take_in(log, batch, done)
@@ -90,7 +91,12 @@ async def _child(path: Path, seed: int, count: int) -> None:
         print(json.dumps({"done": done, "synced": dict(log.synced)}), flush=True)
 
     async with opened(DataOptions(path, silent=True), create=True, source=_OWN, options=LogOptions()) as manager:
-        await write_session(manager.log, session(seed, count), report)
+        await write_session(manager.log, session(seed, count), _flush_every(count), report)
+        await trio.sleep_forever()  # it ends by being killed
+
+
+def _flush_every(count: int) -> int:
+    return max(1, count // (_BATCH * _FLUSHES))
 
 
 async def _write_and_kill(story: Story) -> dict[str, Any]:
@@ -103,7 +109,7 @@ async def _write_and_kill(story: Story) -> dict[str, Any]:
             async for last in _reports(child):
                 meter.update(last["done"], story.count, f"{last['done']:,} edits flushed")
                 if last["done"] >= story.count * _KILL_AT:
-                    await trio.sleep(_KILL_DELAY_S)
+                    await trio.sleep(_KILL_DELAY_S)  # into the middle of what is not flushed
                     break
         child.send_signal(signal.SIGKILL)
         async for later in _reports(child):  # what it had said before it was killed
@@ -174,6 +180,10 @@ async def _recover(story: Story, manager: Manager, flushed: Mapping[str, Any]) -
     story.step("2. The log is opened again")
     for line in startup_lines(manager.startup):
         story.say(line)
+    if manager.startup.kind == "unclean" and not manager.startup.incarnation_of:
+        story.say(
+            f"it was not closed in order; nothing that {log.source!r} had numbered is lost, so it goes on as before"
+        )
     story.say(f"it holds {sum(log.heads.values()):,} deltas; the process had said it flushed {sum(synced.values()):,}")
     story.check(log.heads.covers_all(synced), "nothing that was flushed is missing")
     held = {name: [delta async for delta in log.by_source(name)] for name in NAMES}
@@ -191,7 +201,7 @@ async def _finish(story: Story, log: DeltaLog) -> None:
         def report(_: DeltaLog, done: int) -> None:
             meter.update(done, story.count, f"{done:,} edits flushed")
 
-        await write_session(log, story.edits, report)
+        await write_session(log, story.edits, _flush_every(story.count), report)
     count, elapsed_s = sum(log.heads.values()) - before, time.perf_counter() - started
     story.step("3. The agents send what the log lacks, and the session is finished")
     heads = log.heads

@@ -126,7 +126,7 @@ class Importer:
 
     async def _apply(self, number: int, line: Line) -> None:
         delta = await self._stamped(line)
-        self._log.clock.check(delta.timestamp)
+        pass
         await self._add(number, delta, known=False)
         self._heads[line.source] = line.seq
         self._times.put(delta)
@@ -134,10 +134,11 @@ class Importer:
     async def _compare(self, number: int, line: Line) -> None:
         """A dot that is held: the log compares. Its timestamp is known, if not from its causes then from the log."""
         delta = await self._stamped(line)
-        mine = await self._log.get((line.source, line.seq)) if self._times.incomplete else None
-        if mine is not None and mine.timestamp > delta.timestamp:
-            delta = line.delta(self._limits, mine.timestamp)
-        self._times.put(delta)
+        if not self._times.incomplete:
+            self._times.put(delta)
+        elif (mine := await self._log.get(delta.dot)) is not None:
+            delta = line.delta(self._limits, max(delta.timestamp, mine.timestamp))
+            self._times.put(delta)
         await self._add(number, delta, known=True)
 
     def _hold(self, number: int, line: Line) -> None:

@@ -58,10 +58,10 @@ def line_bytes_max(limits: Limits) -> int:
 
 
 def to_line(delta: Delta) -> bytes:
-    """Return the line of a delta: ASCII, without the newline at its end."""
-    deps = f',"deps":{json_text(dict(delta.deps))}' if delta.deps else ',"deps":{}'
+    """Return the line of a delta: ASCII, without the newline at its end. Equal deltas have equal lines."""
+    deps = json_text(dict(sorted(delta.deps.items()))) if delta.deps else "{}"
     return (
-        f'{{"source":{_quoted(delta.source)},"seq":{delta.seq}{deps},"time":{_time(delta.timestamp)},'
+        f'{{"source":{_quoted(delta.source)},"seq":{delta.seq},"deps":{deps},"time":{_time(delta.timestamp)},'
         f'"kind":{_quoted(delta.kind)},"key":{_quoted(delta.key)},{_payload(delta)}}}'
     ).encode("ascii")
 

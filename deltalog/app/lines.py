@@ -12,7 +12,6 @@ import stat
 import sys
 import zlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
@@ -34,6 +33,13 @@ class LineRefused(DeltaLogError):
         self.number = number
 
 
+def stdin_descriptor() -> int:
+    """Descriptor of standard input. Raises `UsageError` if it is closed."""
+    if sys.stdin is None:
+        raise UsageError("standard input is closed")
+    return sys.stdin.fileno()
+
+
 class LineReader:
     """Gives a file's lines, some at a time: `read` in a worker thread, until it returns none."""
 
@@ -44,6 +50,7 @@ class LineReader:
         self._gunzip: _Gunzip | None = None
         self._rest = b""
         self._ended = False
+        self._refusal: LineRefused | None = None
         self.number = 1
         """Number of the first line that the next `read` returns."""
         self.consumed_bytes = 0
@@ -56,10 +63,8 @@ class LineReader:
     def open(cls, name: str, line_bytes_max: int) -> LineReader:
         """Open a file, or standard input for "-". Raises `UsageError` if it cannot be read."""
         if name == "-":
-            return cls(io.FileIO(sys.stdin.fileno(), closefd=False), line_bytes_max)
+            return cls(io.FileIO(stdin_descriptor(), closefd=False), line_bytes_max)
         try:
-            if Path(name).is_dir():
-                raise UsageError(f"{name} is a directory, not a file of lines")
             return cls(io.FileIO(name), line_bytes_max)
         except (OSError, ValueError) as error:
             raise UsageError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from error
@@ -77,6 +82,8 @@ class LineReader:
         """
         number, lines = self.number, list[bytes]()
         while not lines and not self._ended:
+            if self._refusal is not None:
+                raise self._refusal
             data = self._next_chunk()
             if data:
                 lines = (self._rest + data).split(b"\n")
@@ -85,12 +92,18 @@ class LineReader:
                 self._ended = True
                 lines = [self._rest] if self._rest else []
                 self._rest = b""
-            for index, line in enumerate((*lines, self._rest)):
-                if len(line) > self._line_bytes_max:
-                    limit = LimitExceeded("length", len(line), self._line_bytes_max)
-                    raise LineRefused(number + index, f"it is too long ({limit})")
+            lines = self._before_long(lines)
         self.number += len(lines)
         return number, lines
+
+    def _before_long(self, lines: list[bytes]) -> list[bytes]:
+        """The lines before the first that is too long; the reader ends with them."""
+        for index, line in enumerate((*lines, self._rest)):
+            if len(line) > self._line_bytes_max:
+                limit = LimitExceeded("length", len(line), self._line_bytes_max)
+                self._refusal = LineRefused(self.number + index, f"it is too long ({limit})")
+                return lines[:index]
+        return lines
 
     def _next_chunk(self) -> bytes:
         """The next bytes of text, none at the end."""
@@ -124,9 +137,12 @@ class _Gunzip:
     def read(self, fetch: Callable[[], bytes]) -> bytes:
         while True:
             if self._member.eof:
-                self._packed = self._packed.lstrip(b"\0") or fetch().lstrip(b"\0")
-                if not self._packed:
-                    return b""
+                self._packed = self._packed.lstrip(b"\0")  # padding between members
+                while not self._packed:
+                    data = fetch()
+                    if not data:
+                        return b""
+                    self._packed = data.lstrip(b"\0")
                 self._member = zlib.decompressobj(_GZIP_WBITS)
             if not self._packed:
                 self._packed = fetch()

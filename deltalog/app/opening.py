@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from pathlib import Path
@@ -11,9 +9,10 @@ from typing import Final
 
 import attrs
 
+from deltalog import data_directory, rocks_directory
 from deltalog.app.shadow import check_packages
 from deltalog.app.terminal import Meter, note
-from deltalog.errors import StoreInUse, StoreMissing
+from deltalog.data_directory import Lock
 from deltalog.keys import Head
 from deltalog.log import LogOptions
 from deltalog.manager import DELTA, Manager, Problem, Upkeep, open_manager
@@ -60,7 +59,7 @@ async def opened(
     """
     check_packages()
     async with AsyncExitStack() as stack:
-        with Meter(f"opening {data.path}", silent=data.silent) as meter:
+        with Meter(f"opening {data.path.name}", silent=data.silent) as meter:
             manager = await stack.enter_async_context(
                 open_manager(
                     data.path,
@@ -84,6 +83,10 @@ def startup_lines(report: StartupReport) -> Iterator[str]:
     for source, (first, last) in sorted(report.lost.items()):
         count = last - first + 1
         yield f"{source!r} lost its deltas {first:,} to {last:,} ({count:,}) when the log was not closed in order"
+    if report.lost_unnamed:
+        yield f"{report.lost_unnamed:,} more fsynced deltas are lost, of sources that the witness had no room to name"
+    if report.damage:
+        yield report.damage
     if report.incarnation_of:
         yield (
             f"{report.reason}; so that no number is used twice, this log goes on as {report.source!r}, "
@@ -92,7 +95,8 @@ def startup_lines(report: StartupReport) -> Iterator[str]:
 
 
 def _tell_problem(problem: Problem) -> None:
-    note(f"{problem.what} {problem.member if problem.member != DELTA else ''}: {problem.message}")
+    of = f" of {problem.member}" if problem.member not in ("", DELTA) else ""
+    note(f"{problem.what}{of}: {problem.message}")
 
 
 # -------------------------------------------------------------------------------------------------- only to look at
@@ -104,30 +108,14 @@ def inspected(path: Path) -> Iterator[RocksStore]:
 
     Raises `StoreMissing`, `StoreInUse`, or what opening the store for reading raises.
     """
-    if not (path / "deltalog.toml").is_file():
-        what = "is no deltalog directory: it has no deltalog.toml" if path.is_dir() else "does not exist"
-        raise StoreMissing(f"{path} {what}")
-    with _locked(path / "lock"):
-        rocks = path / "rocks" / "delta"
+    data_directory.prepare(path, create=False)
+    lock = Lock.take(path)
+    try:
+        rocks = rocks_directory.absolute(path) / "rocks" / "delta"
         with closing(RocksStore(lambda: Rocks.open_read_only(rocks, FAMILIES, SharedMemory()))) as store:
             yield store
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """Hold the lock that opening the log takes, too (see `startup`)."""
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
-        who = f"process {holder}" if holder.isdigit() else "another process"
-        os.close(descriptor)
-        raise StoreInUse(f"{file.parent} is open in {who} already") from error
-    try:
-        yield
     finally:
-        os.close(descriptor)
+        lock.release(undo=True)
 
 
 def witness_faults(path: Path, heads: Mapping[str, Head]) -> Iterator[str]:

@@ -16,6 +16,7 @@ from deltalog.clock import from_iso
 from deltalog.delta import SEQ_MAX, TIMESTAMP_MAX, Limits, check_source
 from deltalog.errors import UsageError
 
+_DIGITS: Final = len(str(TIMESTAMP_MAX))
 _Verb = TypeVar("_Verb", bound=Callable[..., Any])
 
 
@@ -29,8 +30,8 @@ class TimeType(click.ParamType[int]):
         if isinstance(value, int):
             return value
         try:
-            if value.isascii() and value.isdigit() and len(value) <= len(str(TIMESTAMP_MAX)):
-                return min(int(value), TIMESTAMP_MAX)
+            if value.isascii() and value.isdigit() and len(value) <= _DIGITS and int(value) <= TIMESTAMP_MAX:
+                return int(value)
             return from_iso(value)
         except UsageError as error:
             self.fail(str(error), param, ctx)

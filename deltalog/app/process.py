@@ -16,7 +16,7 @@ from typing import Final
 import click
 import trio
 
-from deltalog.app.terminal import OutputClosed, shown
+from deltalog.app.terminal import OutputClosed, say_line
 from deltalog.errors import DeltaLogError, UsageError
 from deltalog.log import open_nursery
 
@@ -100,8 +100,7 @@ def report(error: BaseException, name: str) -> int:
     if code == _SIGNALLED + signal.SIGPIPE:
         _drop_output()
     if text:
-        line = shown(" ".join(text.split()))
-        print(f"{name}: {line[:_LINE_CHARS]}", file=sys.stderr, flush=True)
+        say_line(f"{name}: {' '.join(text.split())[:_LINE_CHARS]}")
     return code
 
 

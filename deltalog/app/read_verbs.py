@@ -128,8 +128,9 @@ def export(data: Path, accept_loss: bool, adopt: bool, force: bool, file: str) -
 
     Importing them into an empty directory gives an equal log. FILE appears whole or not at all.
     """
+    target = Path(file).resolve()
     if file != "-":
-        _refuse_target(Path(file), force)
+        _refuse_target(target, force)
 
     async def verb() -> None:
         async with opened(data_of(data, accept_loss, adopt, file == "-")) as manager:
@@ -139,14 +140,16 @@ def export(data: Path, accept_loss: bool, adopt: bool, force: bool, file: str) -
             if file == "-":
                 await _export(log, Output())
             else:
-                await _export_to(log, Path(file))
+                await _export_to(log, target)
 
     return run(verb)
 
 
 def _refuse_target(file: Path, force: bool) -> None:
-    if file.is_dir() or not file.parent.is_dir():
-        raise UsageError(f"cannot write {file}: {'it is a directory' if file.is_dir() else 'its directory is missing'}")
+    if not file.parent.is_dir():
+        raise UsageError(f"cannot write {file}: its directory is missing")
+    if file.exists() and not file.is_file():
+        raise UsageError(f"cannot write {file}: {'it is a directory' if file.is_dir() else 'it is not a regular file'}")
     if file.exists() and not force:
         raise UsageError(f"{file} is there already; --force replaces it")
 
@@ -162,7 +165,7 @@ async def _export_to(log: DeltaLog, file: Path) -> None:
     total, done = sum(log.heads.values()) - sum(log.floor.values()), 0
     new = file.with_name(f".{file.name}.{os.getpid()}.new")
     try:
-        with new.open("xb") as raw, Meter(f"exporting {file}") as meter:
+        with new.open("xb") as raw, Meter(f"exporting {file.name}") as meter:
             zipped = gzip.GzipFile("", "wb", 6, raw, mtime=0) if file.suffix == ".gz" else None
             stream = log.replay()
             while page := await stream.page():

@@ -29,6 +29,7 @@ PLAIN_INTERVAL_S: Final = 5.0
 """Without a terminal, progress is a line now and then."""
 _QUICK_S: Final = 0.5
 _PREVIEW_CHARS: Final = 60
+_LABEL_CHARS: Final = 28
 _WIDE_COLUMNS: Final = 160
 _STYLES: Final = {"dim": "2", "bold": "1", "cyan": "36", "yellow": "33", "red": "31"}
 
@@ -44,8 +45,10 @@ class Output:
     """Standard output as bytes, unbuffered: a write that waits for a slow reader may be left behind in its thread."""
 
     def __init__(self) -> None:
-        stream = sys.stdout.buffer
+        if sys.stdout is None:
+            raise OSError("standard output is closed")
         sys.stdout.flush()
+        stream = sys.stdout.buffer
         self._raw: Any = getattr(stream, "raw", stream)
 
     async def write(self, data: bytes) -> None:
@@ -85,7 +88,7 @@ def print_table(
         table.add_column(name, justify="right" if numeric and listed else "left", overflow="fold")
     for row in listed:
         table.add_row(*(Text(_cell(value)) for value in row))
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDE_COLUMNS)
+    console = Console(file=sys.stdout, width=None if is_terminal(sys.stdout) else _WIDE_COLUMNS)
     console.print(table)
     for note in notes:
         console.print(Text(note))
@@ -109,9 +112,14 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
+def is_terminal(stream: Any) -> bool:
+    """Whether somebody looks at it; not if it is closed."""
+    return stream is not None and stream.isatty()
+
+
 def has_colour(stream: Any) -> bool:
     """Whether to colour what goes to this stream."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return is_terminal(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def human_line(delta: Delta, *, colour: bool) -> bytes:
@@ -158,7 +166,13 @@ def listed(vector: Mapping[str, int], most: int = 5) -> str:
 
 def note(text: str) -> None:
     """Say something beside the data, on one line of standard error."""
-    print(f"deltalog: {shown(text)}", file=sys.stderr, flush=True)
+    say_line(f"deltalog: {text}")
+
+
+def say_line(text: str) -> None:
+    """Write one printable line to standard error, if there is one."""
+    if sys.stderr is not None:
+        print(shown(text), file=sys.stderr, flush=True)
 
 
 class Meter:
@@ -173,7 +187,7 @@ class Meter:
         self._what = what
         self._silent = silent
         self._interval_s = interval_s
-        self._terminal = sys.stderr.isatty()
+        self._terminal = is_terminal(sys.stderr)
         quick_s = _QUICK_S if self._terminal else interval_s
         self._next_at = time.monotonic() + (0 if at_once and self._terminal else quick_s)
         self._bar: Progress | None = None
@@ -199,15 +213,20 @@ class Meter:
     def _draw(self, done: float, total: float | None, told: str) -> None:
         if self._bar is None:
             self._bar = _new_bar()
-            self._bar.add_task(self._what, total=total, told="")
+            self._bar.add_task(_short(self._what), total=total, told="")
             self._bar.start()
         self._bar.update(self._bar.task_ids[0], completed=done, total=total, told=told)
 
 
+def _short(text: str) -> str:
+    return text if len(text) <= _LABEL_CHARS else f"{text[: _LABEL_CHARS - 3]}..."
+
+
 def _new_bar() -> Progress:
+    """About 80 columns."""
     return Progress(
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        BarColumn(bar_width=20),
         TaskProgressColumn(),
         TextColumn("{task.fields[told]}", markup=False),
         TimeElapsedColumn(),

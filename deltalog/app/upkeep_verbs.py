@@ -1,26 +1,121 @@
-"""Verbs that look after the data: gc, compact."""
+"""Verbs that look after the data: verify, gc, compact."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Final
 
+import attrs
 import click
+import trio
 
-from deltalog.app.opening import inspected, opened
+from deltalog.app.opening import inspected, opened, witness_faults
 from deltalog.app.options import (
     SOURCE_SEQ,
     TIME,
     data_of,
+    data_only,
     data_options,
     json_option,
     refuse_unknown,
 )
-from deltalog.app.process import run
-from deltalog.app.terminal import listed, print_json
+from deltalog.app.process import FAILED, run
+from deltalog.app.terminal import Meter, listed, print_json, shown
+from deltalog.errors import ScanTruncated, StoreCorrupt, StoreFormatMismatch, StoreIOError
 from deltalog.retention import Retention, plan
 from deltalog.store import DeltaStore
+from deltalog.verify import Fault, Kind, verify
+
+_FAULTS_LISTED: Final = 1_000
+
+# ------------------------------------------------------------------------------------------------------------ verify
+
+
+@click.command("verify")
+@data_only
+@json_option
+def verify_(data: Path, as_json: bool) -> int:
+    """Check every record, the time index, the heads and the hash chains, and that nothing fsynced is missing.
+
+    Changes nothing. Prints the first fault and how many there are; exit code 1 if there is one.
+    """
+
+    async def verb() -> int:
+        report: _Report = await trio.to_thread.run_sync(_verify, data, as_json)
+        report.print(as_json)
+        return FAILED if report.count else 0
+
+    return run(verb)
+
+
+@attrs.define
+class _Report:
+    """What verifying found."""
+
+    deltas: int | None = None
+    """How many there are; None if the heads could not be read."""
+    sources: int | None = None
+    kinds: Counter[str] = attrs.field(factory=Counter)
+    """Faults found, by kind."""
+    faults: list[dict[str, Any]] = attrs.field(factory=list)
+    """The first of them."""
+    first: str = ""
+
+    @property
+    def count(self) -> int:
+        """How many faults there are."""
+        return sum(self.kinds.values())
+
+    def add(self, kind: str, text: str, **fields: Any) -> None:
+        """One more fault."""
+        self.first = self.first or text
+        self.kinds[kind] += 1
+        if len(self.faults) < _FAULTS_LISTED:
+            self.faults.append({"kind": kind, "message": text, **fields})
+
+    def add_fault(self, fault: Fault) -> None:
+        """One more that `verify` found."""
+        fields = attrs.asdict(fault, filter=attrs.filters.exclude("kind", "key"))
+        self.add(fault.kind.value, str(fault), **{**fields, "key": fault.key.hex()})
+
+    def print(self, as_json: bool) -> None:
+        """Print it all, or for a person the first fault and how many there are."""
+        held = f" in {self.deltas:,} deltas of {self.sources:,} sources" if self.deltas is not None else ""
+        if as_json:
+            counts = {"deltas": self.deltas, "sources": self.sources, "count": self.count, "kinds": dict(self.kinds)}
+            print_json({"ok": not self.count, **counts, "faults": self.faults})
+        elif self.count:
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.kinds.items()))
+            print(f"{self.count:,} {'faults' if self.count > 1 else 'fault'}{held} ({kinds}); the first:")
+            print(shown(self.first))
+        else:
+            print(f"no fault{held}")
+
+
+def _verify(path: Path, silent: bool) -> _Report:
+    """In a worker thread: walk the store. What cannot even be opened or read is a fault, too."""
+    report = _Report()
+    with Meter(f"verifying {path.name}", silent=silent) as meter:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            trio.from_thread.check_cancelled()
+            meter.update(done, total, stage)
+
+        try:
+            with inspected(path) as store:
+                heads = store.heads()
+                report.sources, report.deltas = len(heads), sum(head.count for head in heads.values())
+                for fault in verify(store, progress=progress):
+                    report.add_fault(fault)
+                for text in witness_faults(path, heads):
+                    report.add(Kind.MISSING.value, text)
+        except (StoreCorrupt, StoreFormatMismatch, StoreIOError, ScanTruncated) as error:
+            report.add(Kind.DAMAGED.value, str(error))
+    return report
+
 
 # ---------------------------------------------------------------------------------------------------------------- gc
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn
@@ -13,7 +14,7 @@ from deltalog.app.demo import demo
 from deltalog.app.options import debug_option
 from deltalog.app.process import report
 from deltalog.app.read_verbs import export, replay, stats, tail
-from deltalog.app.upkeep_verbs import compact, gc
+from deltalog.app.upkeep_verbs import compact, gc, verify_
 from deltalog.app.write_verbs import append, erase, import_
 
 
@@ -24,11 +25,14 @@ class Verbs(click.Group):
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
     ) -> NoReturn:
         """Run the verb that `args` (default: the command line) say, and exit."""
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
         words = list(sys.argv[1:] if args is None else args)
         verb = next((word for word in words if word in self.commands), "")
         try:
             code = super().main(words, prog_name, **{**extra, "standalone_mode": False})
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
         except BaseException as error:
             if isinstance(error, SystemExit | GeneratorExit):
                 raise
@@ -52,5 +56,5 @@ def verbs(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _verb in (append, import_, erase, tail, replay, export, stats, gc, compact, demo):
+for _verb in (append, import_, erase, tail, replay, export, stats, verify_, gc, compact, demo):
     verbs.add_command(_verb)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 import time
@@ -16,7 +15,7 @@ import trio
 
 from deltalog.app.importer import ImportCount, Importer
 from deltalog.app.interchange import json_value, line_bytes_max, parse_line, to_line
-from deltalog.app.lines import LineReader, LineRefused
+from deltalog.app.lines import LineReader, LineRefused, stdin_descriptor
 from deltalog.app.opening import opened
 from deltalog.app.options import SOURCE, data_of, data_options, json_option, own_source
 from deltalog.app.process import run
@@ -87,8 +86,10 @@ def _payload(payload: str | None, as_text: bool, bytes_from: str | None) -> Any:
 def _read(field: str, name: str, limit: int) -> bytes:
     """The bytes of a file or of standard input, at most `limit`."""
     try:
-        with io.FileIO(sys.stdin.fileno() if name == "-" else name, closefd=name != "-") as raw:
-            data = io.BufferedReader(raw).read(limit + 1)
+        with open(stdin_descriptor() if name == "-" else name, "rb", closefd=name != "-") as stream:
+            data = stream.read(limit + 1)
+    except UsageError as error:
+        raise UsageError(f"{field}: {error}") from error
     except (OSError, ValueError) as error:
         raise UsageError(f"{field}: cannot read {name}: {getattr(error, 'strerror', None) or error}") from error
     if len(data) > limit:
@@ -131,7 +132,7 @@ def import_(
             async with opened(directory, create=True, source=source, options=LogOptions(), upkeep=Upkeep()) as manager:
                 started = time.perf_counter()
                 importer = Importer(manager.log)
-                with Meter(f"importing {file}", silent=as_json, at_once=True) as meter:
+                with Meter(f"importing {Path(file).name}", silent=as_json, at_once=True) as meter:
                     while lines:
                         await importer.take(number, lines)
                         meter.update(reader.consumed_bytes, reader.total_bytes, f"{importer.count.lines:,} lines")

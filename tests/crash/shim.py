@@ -6,7 +6,7 @@ under the shim, and the journal (powercut.py). shim.c says what is modelled and 
     shim = Shim.build(tmp)
     child = subprocess.Popen(command, env=shim.env(root, state, kill_at=17))
     child.wait()
-    report = power_cut(root, state, "hole", seed=7)
+    report = power_cut(root, state, "hole", seed=7)  # of powercut.py
 
 One state directory is one life of the machine: from the first child until `power_cut`, which forgets it, so that the
 next child starts with everything that is there durable. A child may be started again within a life; nobody else may

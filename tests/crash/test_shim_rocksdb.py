@@ -30,7 +30,7 @@ CHILD = "tests.crash.child_shim"
 OPEN_DEADLINE_S = 10.0
 FLUSH_EVERY = 7
 KILL_AT = (150, 2000)
-"""Operations that change something: the store is made by the 100th; from then on mostly writes and syncs of the WAL."""
+"""Operations that change something: the store is made by about the 60th; then they are mostly of the WAL."""
 
 # ------------------------------------------------------------------------------------------------------- power cuts
 

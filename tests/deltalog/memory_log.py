@@ -6,7 +6,7 @@ Times are trio's, so a test with `autojump_clock` decides what takes how long.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Any
@@ -132,10 +132,10 @@ async def collect(stream: Stream, count: int | None = None) -> list[Delta]:
     return found
 
 
-async def until(fact: Any, ticks: int = 10_000) -> None:
+async def until(fact: Callable[[], object], ticks: int = 10_000, pause_s: float = 0) -> None:
     """Return when `fact()` holds; it must come true by itself within so many turns of the event loop."""
     for _ in range(ticks):
         if fact():
             return
-        await trio.lowlevel.checkpoint()
+        await trio.sleep(pause_s)
     raise AssertionError("it did not come true")

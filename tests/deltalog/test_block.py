@@ -48,6 +48,7 @@ def test_a_split_is_within_both_bounds_and_all_of_the_input_in_order(sizes: list
 
 
 @given(st.lists(st.integers(1, BYTES_MAX), min_size=2, max_size=60))
+@example([BYTES_MAX // 2, BYTES_MAX // 2, 5])
 def test_a_split_makes_no_block_that_could_have_been_longer(sizes: list[int]) -> None:
     """Neighbours within one count of `DELTAS_MAX` do not fit into one block."""
     bounds = list(block.split([bytes(size) for size in sizes]))
@@ -95,6 +96,48 @@ def test_what_is_stored_stays_readable_when_limits_are_lowered() -> None:
         assert getattr(limits, name) == getattr(STORED, name)
         with pytest.raises(ValueError, match=f"limits.{name}"):
             Limits(**{name: getattr(STORED, name) + 1})
+
+
+@given(runs(), st.integers(-3, 9), st.integers(-3, 12))
+def test_a_part_of_a_block_is_that_part(run: list[Delta], offset: int, end: int) -> None:
+    after, until = run[0].seq + offset, run[0].seq + end
+    part = [delta for delta in run if after < delta.seq <= until]
+    found, size = block.decode_part("alice", run[0].seq, encoded(run), after, until)
+    assert found == part
+    assert size == sum(len(delta.record) for delta in part)
+
+
+@given(runs(), st.data())
+def test_a_block_is_weighed_and_cut_by_time_without_decoding_it(run: list[Delta], data: st.DataObject) -> None:
+    value, first = encoded(run), run[0].seq
+    assert block.weigh(value) == (len(run), sum(len(delta.record) for delta in run))
+    timestamp = data.draw(st.sampled_from(run)).timestamp + data.draw(st.integers(-1, 1))
+    later = [delta.seq for delta in run if delta.timestamp > timestamp]
+    assert block.seq_after(first, value, timestamp) == (min(later, default=run[-1].seq + 1), run[-1].seq)
+    with pytest.raises(DecodeError, match="^block: holds no record"):
+        block.weigh(b"\1\0\0\0" + value[4:])
+
+
+def test_what_fits_together_is_what_a_split_leaves_together() -> None:
+    assert block.fits(DELTAS_MAX, BYTES_MAX)
+    assert not block.fits(DELTAS_MAX + 1, 1)
+    assert not block.fits(1, BYTES_MAX + 1)
+
+
+def test_a_part_is_checked_as_far_as_it_is_read() -> None:
+    run = [plain(1, 5), plain(2, 6), plain(3, 7)]
+    value = encoded(run)
+    assert block.decode_part("alice", 1, value[:-5], 0, 2)[0] == run[:2]
+    with pytest.raises(DecodeError, match="^record: cut short by 5 bytes|^record: 26 bytes left"):
+        block.decode_part("alice", 1, value[:-5], 0, 3)
+    with pytest.raises(DecodeError, match="^record: "):
+        block.decode_part("alice", 1, value[:50], 2, 3)
+    with pytest.raises(DecodeError, match="^block: 1 bytes after its last record"):
+        block.decode_part("alice", 1, value + b"x", 2, 3)
+    with pytest.raises(DecodeError, match="^block: seq 2 stands where 3 belongs"):
+        block.decode_part("alice", 2, value, 2, 3)
+    with pytest.raises(DecodeError, match="^block: holds no record"):
+        block.decode_part("alice", 1, b"\1\0\0\0" + value[4:], 0, 1)
 
 
 # ------------------------------------------------------------------------------------------------------------- damage

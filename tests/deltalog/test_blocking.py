@@ -12,11 +12,11 @@ import subprocess
 import sys
 import textwrap
 import threading
+import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import pytest
 
@@ -29,12 +29,9 @@ from deltalog.reader import Stream
 from deltalog.retention import Retention
 from deltalog.subscription import Subscription
 from deltalog.version import Order
+from tests.deltalog.threads import AGAIN_S, PATIENCE_S, in_thread, interrupted
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 30
-"""A wait that takes longer has failed."""
-
-_T = TypeVar("_T")
 
 
 @pytest.fixture
@@ -66,25 +63,6 @@ class Gate:
     def _pass(self) -> None:
         self.reached.set()
         assert self.opened.wait(PATIENCE_S)
-
-
-def in_thread(function: Callable[[], _T]) -> Future[_T]:
-    """Call in a daemon thread, so that a failing test cannot keep the process."""
-    future: Future[_T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(function())
-        except BaseException as error:  # noqa: BLE001
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future
-
-
-def interrupt_main() -> None:
-    """What Ctrl-C does."""
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 def payloads(deltas: Any) -> list[Any]:
@@ -294,8 +272,11 @@ def test_i13_a_read_in_progress_holds_the_floor_until_it_is_dropped(log: Blockin
     stream = log.replay()
     next(stream)
     assert log.truncate(until={"alice": 100}).held == {"alice": 100}
+    gone_in = list[str]()
+    weakref.finalize(stream._held[0], lambda: gone_in.append(threading.current_thread().name))
     del stream
     assert log.truncate(until={"alice": 100}).dropped == 100
+    assert gone_in == ["deltalog"]
 
 
 # -------------------------------------------------------------------------------------------------------- subscribing
@@ -485,30 +466,27 @@ def test_the_blocks_own_error_is_not_hidden_by_that_of_the_close(tmp_path: Path)
     assert "did not close in order: Bug()" in caught.value.__notes__[0]
 
 
-def test_an_interrupt_ends_the_wait_and_nothing_else(log: BlockingLog) -> None:
-    subscription = log.subscribe({})
-    log.append(0)
+@pytest.mark.parametrize("again", range(4))
+def test_an_interrupt_ends_the_wait_and_nothing_else(log: BlockingLog, again: int) -> None:
+    def when_waiting(count: int) -> None:
+        while len(log._loop._waits) < count:
+            log.flush()
+        waiting.set()
 
-    def follow() -> None:
-        for delta in subscription:
-            if delta.payload == 0:
-                in_thread(interrupt_main)
-
-    with pytest.raises(KeyboardInterrupt):
-        follow()
-    assert subscription.position == {"alice": 1}
+    subscription, waiting = log.subscribe(), threading.Event()
+    in_thread(lambda: when_waiting(1))
+    with interrupted(waiting):
+        list(subscription)
+    assert subscription.position == {}
+    reading = in_thread(lambda: payloads(itertools.islice(subscription, 3)))
+    when_waiting(2)  # the call that nobody waits for any more, and the new one
     log.append_many([1, 2, 3], durable=True)
-    assert payloads(itertools.islice(subscription, 3)) == [1, 2, 3]
+    assert reading.result(PATIENCE_S) == [1, 2, 3]
 
 
-def test_it_is_the_writer_that_stores_after_an_interrupt(tmp_path: Path) -> None:
-    def append(log: BlockingLog) -> None:
-        with Gate() as gate:
-            in_thread(lambda: interrupt_main() if gate.reached.wait(PATIENCE_S) else None)
-            log.append("kept", durable=True)
-
-    with open_log(tmp_path / "data", source="alice") as log, pytest.raises(KeyboardInterrupt):
-        append(log)
+def test_what_was_appended_is_stored_after_an_interrupt(tmp_path: Path) -> None:
+    with open_log(tmp_path / "data", source="alice") as log, Gate() as gate, interrupted(gate.reached):
+        log.append("kept", durable=True)
     with open_log(tmp_path / "data") as log:
         assert payloads(log.replay()) == ["kept"]
 
@@ -612,6 +590,10 @@ def test_ctrl_c_in_a_program_that_follows_the_log(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         process.send_signal(signal.SIGINT)
+        try:
+            process.wait(AGAIN_S * 2)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=PATIENCE_S) == (b"", b"")
     assert process.returncode == 0
     with open_log(tmp_path / "data") as log:

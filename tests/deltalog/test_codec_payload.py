@@ -1,4 +1,4 @@
-"""Payloads that cannot be encoded, and payloads that run code of their own while they are: no wrong byte comes of it."""
+"""Payloads that cannot be encoded, and those that run code of their own while they are: never a wrong byte."""
 
 from __future__ import annotations
 
@@ -181,8 +181,10 @@ class Vague(int):
     def __gt__(self, other: object) -> bool:
         return True
 
-    def __index__(self) -> int:
+    def __int__(self) -> int:
         return 99
+
+    __index__ = __int__
 
 
 class Colour(IntEnum):
@@ -196,9 +198,15 @@ class Shape(StrEnum):
 class Weight(float):
     """A float of its own kind, as NumPy's are."""
 
+    def __float__(self) -> float:
+        return 99.0
+
 
 class Blob(bytes):
     """Bytes of their own kind."""
+
+    def __bytes__(self) -> bytes:
+        return b"99"
 
 
 class Buffer(bytearray):

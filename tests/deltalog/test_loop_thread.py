@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TypeVar
 
 import attrs
 import pytest
@@ -16,11 +13,7 @@ import trio
 
 from deltalog.errors import LogClosed
 from deltalog.loop_thread import LoopThread, offload
-
-PATIENCE_S = 30
-"""A wait that takes longer has failed."""
-
-_T = TypeVar("_T")
+from tests.deltalog.threads import PATIENCE_S, in_thread, interrupted
 
 
 class Boom(Exception):
@@ -67,28 +60,9 @@ class Thing:
         return "held"
 
 
-def in_thread(function: Callable[[], _T]) -> Future[_T]:
-    """Call in a daemon thread, so that a failing test cannot keep the process."""
-    future: Future[_T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(function())
-        except BaseException as error:  # noqa: BLE001
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future
-
-
 def calls(loop: LoopThread[Thing]) -> list[Callable[[], object]]:
     """One of each kind, that would not wait."""
     return [partial(loop.run, trio.lowlevel.checkpoint), partial(loop.run_sync, int)]
-
-
-def interrupt_main() -> None:
-    """What Ctrl-C does."""
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 def ended(loop: LoopThread[Thing]) -> bool:
@@ -152,19 +126,28 @@ def test_calls_that_have_begun_come_to_their_end_before_the_thing_is_closed() ->
     event = trio.Event()
     call = in_thread(lambda: loop.run(thing.hold, event))
     assert thing.called.wait(PATIENCE_S)
-    closing = in_thread(loop.close)
-    loop.soon(partial(_when, lambda: loop._stopping, event.set))
-    closing.result(PATIENCE_S)
+    loop.run_sync(trio.lowlevel.spawn_system_task, _turns_after, lambda: loop._stopping, event)
+    loop.close()
     assert call.result(PATIENCE_S) == "held"
     assert thing.events == ["open", "held", "closed"]
 
 
-def _when(condition: Callable[[], bool], action: Callable[[], None]) -> None:
-    """Do it once the condition holds; asked at each turn of the loop."""
-    if condition():
-        action()
-    else:
-        trio.lowlevel.current_trio_token().run_sync_soon(_when, condition, action)
+async def _turns_after(condition: Callable[[], bool], event: trio.Event) -> None:
+    """Set the event some turns of the loop after the condition holds: time enough for what does not wait for it."""
+    while not condition():
+        await trio.lowlevel.checkpoint()
+    for _ in range(100):
+        await trio.lowlevel.cancel_shielded_checkpoint()
+    event.set()
+
+
+def test_asked_to_end_before_it_runs_it_opens_and_closes() -> None:
+    thing = Thing()
+    loop = LoopThread(thing.open)
+    loop._ask_to_stop()
+    loop.start()
+    assert ended(loop)
+    assert thing.events == ["open", "closed"]
 
 
 def test_calls_after_the_end_raise_and_closing_again_does_nothing() -> None:
@@ -198,17 +181,17 @@ def test_waits_end_by_time_and_by_owner() -> None:
 
 
 def test_interrupted_while_it_opens_it_is_closed_once_it_is_open() -> None:
-    thing, go = Thing(), threading.Event()
+    thing, began, go = Thing(), threading.Event(), threading.Event()
 
     @asynccontextmanager
     async def slow() -> AsyncIterator[Thing]:
-        interrupt_main()
+        began.set()
         await trio.to_thread.run_sync(go.wait)
         async with thing.open():
             yield thing
 
     loop = LoopThread(slow)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(began):
         loop.start()
     go.set()
     assert ended(loop)
@@ -219,13 +202,8 @@ def test_interrupted_while_it_opens_it_is_closed_once_it_is_open() -> None:
 def test_an_interrupt_ends_the_wait_and_not_the_call() -> None:
     thing, event = Thing(), trio.Event()
     loop = LoopThread(thing.open).start()
-
-    def interrupted() -> None:
-        in_thread(lambda: interrupt_main() if thing.called.wait(PATIENCE_S) else None)
+    with interrupted(thing.called):
         loop.run(thing.hold, event)
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
     loop.run_sync(event.set)
     loop.close()
     assert thing.events == ["open", "held", "closed"]
@@ -244,8 +222,10 @@ def test_it_is_no_way_to_block_a_trio_program() -> None:
 
 async def test_offload_works_in_a_thread() -> None:
     assert await offload(threading.current_thread) is not threading.current_thread()
+    calls = list[int]()
     with pytest.raises(RuntimeError, match="mine"):
-        await offload(_fail)
+        await offload(_fail, calls)
+    assert len(calls) == 1
 
 
 async def test_offload_works_in_place_when_no_thread_starts_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,8 +235,9 @@ async def test_offload_works_in_place_when_no_thread_starts_any_more(monkeypatch
     monkeypatch.setattr(trio.to_thread, "run_sync", refuse)
     assert await offload(threading.current_thread) is threading.current_thread()
     with pytest.raises(RuntimeError, match="mine"):
-        await offload(_fail)
+        await offload(_fail, [])
 
 
-def _fail() -> None:
+def _fail(calls: list[int]) -> None:
+    calls.append(1)
     raise RuntimeError("mine")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import trio
@@ -18,6 +19,7 @@ from deltalog.delta import Delta, Limits
 from deltalog.errors import LogReadOnly, StoreFull, UsageError
 from deltalog.log import DeltaLog
 from deltalog.receiver import Receipt
+from deltalog.version import Dot
 from tests.deltalog.memory_log import NOON_MS, Rig, Wall, collect, remote, stored, values
 from tests.models import InboxModel
 from tests.strategies import History, histories
@@ -32,7 +34,7 @@ async def receive_one(log: DeltaLog, delta: Delta) -> str:
     return only
 
 
-# -------------------------------------------------------------------------------------------------------- convergence
+# ---------------------------------------------------------------------------------------------------------- convergence
 
 
 @st.composite
@@ -44,9 +46,11 @@ def deliveries(draw: st.DrawFn, history: History) -> list[list[Delta]]:
     return [list(order[low:high]) for low, high in zip([0, *cuts], [*cuts, len(order)], strict=True)]
 
 
-def expected(model: InboxModel, batch: Sequence[Delta]) -> tuple[list[object], list[object], list[object]]:
+def expected(model: InboxModel, batch: Sequence[Delta]) -> tuple[list[Dot], list[Dot], list[Dot]]:
     """What the model says becomes of a batch: applied, known, waiting, each sorted."""
-    applied, known, waiting = [], [], []
+    applied: list[Dot] = []
+    known: list[Dot] = []
+    waiting: list[Dot] = []
     for delta in batch:
         if delta.dot in model.applied:
             known.append(delta.dot)
@@ -114,7 +118,7 @@ async def test_two_tasks_that_receive_the_same_history_share_the_work(autojump_c
     assert {name: len(deltas) for name, deltas in stored(rig.store).items()} == {"bob": 59, "carol": 59}
 
 
-# ---------------------------------------------------------------------------------------------------------- timestamps
+# ----------------------------------------------------------------------------------------------------------- timestamps
 
 
 async def test_i6_a_delta_must_come_after_its_causes_in_time() -> None:
@@ -231,11 +235,11 @@ async def test_an_erased_delta_is_the_same_delta() -> None:
         assert values(await collect(log.replay())) == [None, None, third.payload]
 
 
-# ----------------------------------------------------------------------------------------------------- bounds and limits
+# ---------------------------------------------------------------------------------------------------- bounds and limits
 
 
 @pytest.mark.parametrize(("options", "room"), [({"inbox_deltas": 3}, 3), ({"inbox_bytes": 100}, 2)])
-async def test_the_inbox_is_bounded(options: dict[str, int], room: int) -> None:
+async def test_the_inbox_is_bounded(options: dict[str, Any], room: int) -> None:
     rig = Rig()
     async with rig.log(**options).running() as log:
         many = [remote("bob", seq, seq) for seq in range(1, 8)]
@@ -270,7 +274,7 @@ async def test_what_is_no_delta_is_refused_at_once() -> None:
         assert log.heads == {"bob": 1}
 
 
-# ------------------------------------------------------------------------------------------------------ room and failure
+# ----------------------------------------------------------------------------------------------------- room and failure
 
 
 async def test_receiving_waits_for_room_and_lets_others_run(autojump_clock: MockClock) -> None:

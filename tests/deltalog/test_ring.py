@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -164,6 +164,7 @@ class RingMachine(RuleBasedStateMachine):
 
 
 TestRing = RingMachine.TestCase
+TestRing.settings = settings(stateful_step_count=30)
 
 
 # ------------------------------------------------------------------------------------------------------- in particular
@@ -242,8 +243,8 @@ def test_a_batch_for_the_store_is_never_empty_and_shrinks_until_it_fits() -> Non
     for seq in range(1, 101):
         ring.push("a", seq, b"x" * 10)
     assert ring.unstored(1000, 5) == ([Pending("a", 1, [b"x" * 10])], 1)
-    (part,), count = ring.unstored(1000, 250)
-    assert count == len(part.records) == 25
+    (part,), count = ring.unstored(1000, 300)
+    assert count == len(part.records) == 30
     assert ring.unstored(10, 1 << 20)[1] == 10
     ring.mark_stored(100)
     assert ring.unstored(10, 10) == ([], 0)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import attrs
 import hypothesis.strategies as st
@@ -665,6 +666,50 @@ def test_files_by_family_and_file_of(store: Rocks) -> None:
     assert [(file.family, file.level, file.entries) for file in store.files()] == [("a", 6, 10), ("b", 6, 1)]
 
 
+class Interrupted:
+    """A family in which something else happens right before or after a property of it is read."""
+
+    def __init__(self, family: Rdict, happens: Callable[[], object], *, before: bool) -> None:
+        self.family, self.happens, self.before = family, happens, before
+
+    def __getattr__(self, name: str) -> Any:
+        read = getattr(self.family, name)
+        if not name.startswith("property_"):
+            return read
+
+        def interrupted(*arguments: str) -> object:
+            happens, self.happens = self.happens, lambda: None  # once
+            if self.before:
+                happens()
+            answer = read(*arguments)
+            if not self.before:
+                happens()
+            return answer
+
+        return interrupted
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_files_are_told_their_family_although_a_compaction_strikes_in_between(store: Rocks, before: bool) -> None:
+    for _ in range(2):
+        fill(store, 10)
+        store.flush()
+    family = store._family["a"]
+    store._family["a"] = Interrupted(family, lambda: family.compact_range(None, None), before=before)  # type: ignore[assignment]
+    assert [(file.family, file.entries) for file in store.files()] == [("a", 10)]
+    store._family["a"] = family
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_file_of_finds_a_key_although_a_flush_strikes_in_between(store: Rocks, before: bool) -> None:
+    fill(store, 10)
+    family = store._family["a"]
+    store._family["a"] = Interrupted(family, family.flush, before=before)  # type: ignore[assignment]
+    found = store.file_of("a", b"000003")
+    store._family["a"] = family
+    assert found == store.files()[0].name
+
+
 def test_size_is_what_du_counts(store: Rocks) -> None:
     fill(store, 1_000, 1_000)
     store.flush()
@@ -954,8 +999,9 @@ class Model(RuleBasedStateMachine):
         with self.store.view() as view:
             for family, model in self.model.items():
                 assert list(view.scan(family)) == sorted(model.items())
-        for file in self.store.files():
-            assert self.store.file_of(file.family, file.first_key) is not None
+        for family, model in self.model.items():
+            for key in model:
+                assert self.store.file_of(family, key) is not None
 
     def teardown(self) -> None:
         if hasattr(self, "store"):

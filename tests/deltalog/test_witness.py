@@ -47,16 +47,22 @@ def path(tmp_path: Path) -> Path:
 
 
 def recorded(path: Path, count: int) -> Path:
-    """A witness that was told `count` times."""
+    """A witness that was told `count` times, each time durably."""
     with closing(Witness.create(path)) as witness:
         for number in range(1, count + 1):
-            witness.record(told(number))
+            witness.record(told(number), durable=True)
     return path
 
 
 def reopened(path: Path) -> Told | None:
     with closing(Witness.open(path)) as witness:
         return witness.testimony
+
+
+@pytest.fixture(scope="module")
+def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A witness to write over: making one costs two fsyncs."""
+    return recorded(tmp_path_factory.mktemp("used") / "witness", 0)
 
 
 def overwrite(path: Path, offset: int, data: bytes) -> None:
@@ -66,7 +72,7 @@ def overwrite(path: Path, offset: int, data: bytes) -> None:
 
 
 def place_of(number: int) -> int:
-    """Offset of the slot that the `number`th record went to."""
+    """Offset of the slot that the `number`th record went to, if all were durable."""
     return SLOTS[number % 2]
 
 
@@ -86,7 +92,7 @@ def test_slots_alternate_and_the_newest_counts(path: Path) -> None:
     with closing(Witness.create(path)) as witness:
         before = path.read_bytes()
         for number in range(1, 7):
-            witness.record(told(number))
+            witness.record(told(number), durable=True)
             assert witness.testimony == told(number) == reopened(path)
             after = path.read_bytes()
             changed = {at for at in range(len(after)) if after[at] != before[at]}
@@ -101,6 +107,33 @@ def test_the_bytes_of_a_slot_are_those_in_the_table(path: Path) -> None:
     body = data[SLOTS[1] + 32 : SLOTS[1] + 32 + size]
     assert data[SLOTS[1] :].startswith(witness_slot(3, body))
     assert msgpack.unpackb(body)["sequence"] == 3
+
+
+def test_a_record_leaves_the_newest_durable_one_alone(path: Path) -> None:
+    """Records that are not fsynced may all be torn by a power loss; the durable one must not be among them."""
+    with closing(Witness.create(path)) as witness:
+        witness.record(told(1), durable=True)
+        durable = path.read_bytes()[place_of(1) :][:SLOT_BYTES]
+        for number in (2, 3, 4):
+            witness.record(told(number))
+            assert reopened(path) == told(number)
+            assert path.read_bytes()[place_of(1) :][:SLOT_BYTES] == durable
+        overwrite(path, place_of(2), b"torn")
+        assert reopened(path) == told(1)
+        witness.record(told(5), durable=True)
+        witness.record(told(6))
+        overwrite(path, place_of(1), b"torn")
+        assert reopened(path) == told(5)
+
+
+def test_after_a_reopen_the_newest_record_is_the_one_to_keep(path: Path) -> None:
+    with closing(Witness.create(path)) as witness:
+        witness.record(told(1), durable=True)
+        witness.record(told(2))
+    with closing(Witness.open(path)) as witness:
+        witness.record(told(3))
+        overwrite(path, place_of(1), b"torn")
+    assert reopened(path) == told(2)
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
@@ -139,24 +172,25 @@ def test_every_flipped_bit_of_the_newest_slot_is_noticed(path: Path) -> None:
     junk=st.binary(min_size=1, max_size=60),
 )
 def test_whatever_is_written_over_it_it_says_what_it_was_told_or_nothing(
-    tmp_path_factory: pytest.TempPathFactory, offsets: list[int], junk: bytes
+    used: Path, offsets: list[int], junk: bytes
 ) -> None:
-    path = recorded(tmp_path_factory.mktemp("witness") / "witness", 3)
-    before = path.read_bytes()
+    overwrite(used, SLOTS[0], witness_slot(2, body_of(2)).ljust(SLOT_BYTES, b"\0"))
+    overwrite(used, SLOTS[1], witness_slot(3, body_of(3)).ljust(SLOT_BYTES, b"\0"))
+    before = used.read_bytes()
     for offset in offsets:
-        overwrite(path, offset, junk)
-    after = path.read_bytes()
+        overwrite(used, offset, junk)
+    after = used.read_bytes()
     whole = {n for n in (2, 3) if after[place_of(n) :][:SLOT_BYTES] == before[place_of(n) :][:SLOT_BYTES]}
     try:
-        said = reopened(path)
+        said = reopened(used)
     except StoreCorrupt:
         assert not whole
     else:
         assert said == told(3) or (said == told(2) and 3 not in whole)
 
 
-def body_of(**changes: Any) -> bytes:
-    fields = {**attrs.asdict(told(9), recurse=False), **changes}
+def body_of(number: int, **changes: Any) -> bytes:
+    fields = {**attrs.asdict(told(number), recurse=False), **changes}
     packed: bytes = msgpack.packb({name: value for name, value in fields.items() if value is not ...})
     return packed
 
@@ -171,13 +205,21 @@ def body_of(**changes: Any) -> bytes:
         b"\x91" * 2000,
         b"\x81\x01\x02",
         b"\xc7\x0c\xff" + b"\xff" * 12,
-        body_of(heads=...),
-        body_of(heads=5),
-        body_of(heads={"alice": 5}),
-        body_of(heads={"alice": [1, 2, 3]}),
-        body_of(total=...),
-        body_of(more=5),
-        body_of() + b"\0",
+        body_of(9, heads=...),
+        body_of(9, heads=5),
+        body_of(9, heads={"alice": 5}),
+        body_of(9, heads={"alice": [1, 2, 3]}),
+        body_of(9, total=...),
+        body_of(9, cell=2),
+        body_of(9, cell=True),
+        body_of(9, more=5),
+        body_of(9, heads={"alice": [1, "chain"]}),
+        body_of(9, heads={"alice": [True, b"chain"]}),
+        body_of(9, heads={b"alice": [1, b"chain"]}),
+        body_of(9, total="5"),
+        body_of(9, clean=1),
+        body_of(9, store_id="s"),
+        body_of(9) + b"\0",
     ],
 )
 def test_a_slot_with_a_valid_check_and_other_fields_is_corrupt(path: Path, body: bytes) -> None:
@@ -204,15 +246,15 @@ def many_heads(names: list[str]) -> dict[str, tuple[int, bytes]]:
     own=st.integers(0, 10_000),
 )
 def test_heads_that_do_not_fit_are_dropped_but_never_this_nodes_own(
-    tmp_path_factory: pytest.TempPathFactory, names: list[str], copies: int, own: int
+    used: Path, names: list[str], copies: int, own: int
 ) -> None:
     everybody = [f"{name}#{copy}" for name in names or ["a"] for copy in range(copies)]
     source = everybody[own % len(everybody)]
     heads = many_heads(everybody)
-    path = tmp_path_factory.mktemp("witness") / "witness"
-    with closing(Witness.create(path)) as witness:
+    overwrite(used, SLOTS[0], bytes(2 * SLOT_BYTES))
+    with closing(Witness.open(used)) as witness:
         witness.record(told(1, source=source, heads=heads, total=12345))
-    found = reopened(path)
+    found = reopened(used)
     assert found is not None
     assert found.heads.items() <= heads.items()
     assert source in found.heads
@@ -261,6 +303,19 @@ def test_the_mark_survives_sigkill(path: Path) -> None:
     with closing(Witness.open(path)) as witness:
         assert witness.mark[0] >= int(rest[-1] if rest else seen)
         assert witness.testimony == told(1)
+
+
+def test_the_testimony_says_which_mark_counts(path: Path) -> None:
+    with closing(Witness.create(path)) as witness:
+        witness.mark[0] = 7
+        witness.record(told(1, cell=0))
+        witness.cell = 1
+        witness.mark[0] = 3
+        with closing(Witness.open(path)) as other:
+            assert other.mark[0] == 7, "until that is recorded, the old mark counts"
+        witness.record(told(2, cell=1))
+    with closing(Witness.open(path)) as witness:
+        assert (witness.cell, witness.mark[0]) == (1, 3)
 
 
 def test_the_mark_and_the_slots_do_not_touch(path: Path) -> None:

@@ -22,7 +22,24 @@ MEDIAN_LINES_MAX = 8
 P90_LINES_MAX = 35
 FUNCTION_LINES_MAX = 60
 
-LONG_FILES: dict[str, str] = {}
+LONG_FILES: dict[str, str] = {
+    "deltalog/codec.py": "encoding, decoding and erasing are the three sides of one byte table",
+    "deltalog/log.py": "the face of the log: many short methods, each a contract, none with work of its own",
+    "deltalog/manager.py": "the manager, and how one is opened and closed around its log",
+    "deltalog/rocks.py": "the one door to rocksdict; what could be told apart stands in rocks_* beside it",
+    "deltalog/rocks_scan.py": "four ways to read that share the merge by time",
+    "deltalog/rocks_store.py": "one batch for record, index and head, whatever changes them",
+    "deltalog/startup.py": "one opening, step by step, in the order its docstring numbers",
+    "deltalog/verify.py": "one walk over a store: blocks, index, meta",
+    "tests/crash/test_powercut.py": "one table of file operations and what a power cut makes of each",
+    "tests/crash/test_shim.py": "one test per interposed call",
+    "tests/deltalog/test_blocking.py": "every call of the facade, from threads, asyncio, forks and at exit",
+    "tests/deltalog/test_rocks.py": "every call of the door, on real RocksDB",
+    "tests/deltalog/test_rocks_errors.py": "one test per row of the error map",
+    "tests/deltalog/test_rocks_faults.py": "one test per kind of damage",
+    "tests/deltalog/test_rocks_scan.py": "every read against a naive one, and what it costs",
+    "tests/laws/delta_store.py": "the contract of a store, law by law",
+}
 """File over the bound -> why it is one idea all the same."""
 
 LONG_FUNCTIONS: dict[str, str] = {}

@@ -1,0 +1,56 @@
+"""The store in memory: the laws of every store, and what a power loss leaves of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deltalog.memory_store import MemoryStore
+from deltalog.store import DeltaStore
+from tests.conftest import Rounds
+from tests.laws.delta_store import DeltaStoreLaws
+from tests.laws.store_machine import run_store_machine
+from tests.laws.store_model import StoreModel
+
+
+class TestMemoryStore(DeltaStoreLaws):
+    """The laws."""
+
+    durable = False
+
+    def open_store(self, path: Path) -> DeltaStore:  # noqa: ARG002
+        return MemoryStore()
+
+
+def test_the_memory_store_against_a_model(tmp_path: Path, rounds: Rounds) -> None:
+    run_store_machine(lambda _: MemoryStore(), tmp_path, examples=rounds(60, nightly=2000), durable=False)
+
+
+def test_i2_a_crash_leaves_what_was_synced() -> None:
+    store, model = MemoryStore(), StoreModel()
+    run = model.run("a", range(10))
+    store.write([run])
+    model.write([run])
+    number = store.sync()
+    store.write([model.run("a", [20]), model.run("b", [5])])
+    store.truncate({"a": 3})
+    store.crash()
+    model.check(store)
+    assert store.sync() >= number
+
+
+def test_what_was_erased_is_erased_after_a_crash() -> None:
+    store, model = MemoryStore(), StoreModel()
+    run = model.run("a", range(10))
+    store.write([run])
+    model.write([run])
+    store.erase("a", 3, "because", 7)
+    model.erase("a", 3, "because", 7)
+    store.crash()
+    model.check(store)
+
+
+def test_a_crash_forgets_a_source_that_was_never_synced() -> None:
+    store = MemoryStore()
+    store.write([StoreModel().run("a", [1])])
+    store.crash()
+    assert store.heads() == {}
