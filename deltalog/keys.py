@@ -47,8 +47,6 @@ META_STORE_ID: Final = b"store_id"
 META_INCARNATIONS: Final = b"incarnations"
 META_ERASED: Final = b"erased/"
 META_SCRUB: Final = b"scrub"
-META_CONTEXT: Final = b"context"
-"""What this node's next delta depends on, kept at an orderly close."""
 LEVELS: Final = 65
 
 _BLOCK_KEY: Final = struct.Struct(">IQ")

@@ -25,7 +25,7 @@ from deltalog.rocks_store import RocksStore
 from deltalog.rocks_view import KeyValue
 
 _META_KEYS: Final = frozenset(
-    {keys.META_FORMAT, keys.META_STORE_ID, keys.META_INCARNATIONS, keys.META_SCRUB, keys.META_CONTEXT}
+    {keys.META_FORMAT, keys.META_STORE_ID, keys.META_INCARNATIONS, keys.META_SCRUB}
 )
 
 

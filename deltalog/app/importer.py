@@ -126,7 +126,7 @@ class Importer:
 
     async def _apply(self, number: int, line: Line) -> None:
         delta = await self._stamped(line)
-        pass
+        self._log.clock.check(delta.timestamp)
         await self._add(number, delta, known=False)
         self._heads[line.source] = line.seq
         self._times.put(delta)

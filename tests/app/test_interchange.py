@@ -209,6 +209,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no payload": ({"payload": ...}, "there must be one of payload, payload_b64"),
     "two payloads": ({"payload_b64": ""}, "not payload and payload_b64"),
     "base64 that is none": ({"payload": ..., "payload_b64": "a b"}, "payload_b64 is not base64"),
+    "base64 with a newline behind it": ({"payload": ..., "payload_b64": "AP8=\n"}, "payload_b64 is not base64"),
     "base64 cut short": ({"payload": ..., "payload_b64": "AAA"}, "payload_b64 is not base64"),
     "base64 that is not ASCII": ({"payload": ..., "payload_b64": "é"}, "payload_b64 is not base64"),
     "base64 that is a number": ({"payload": ..., "payload_b64": 1}, "payload_b64 must be base64 text, not int"),

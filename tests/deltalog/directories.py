@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import attrs
 
 from deltalog import chain
+from deltalog.clock import pack
 from deltalog.codec import build
 from deltalog.delta import Delta
 from deltalog.profiles import SharedMemory
@@ -24,7 +26,7 @@ from deltalog.store import Run
 from deltalog.witness import Testimony as Told  # under its own name pytest would take it for a test class
 from deltalog.witness import Witness
 
-_time = itertools.count(1)
+_timestamps = itertools.count(pack(time.time_ns() // 1_000_000))
 ROCKSDB_NOTES = ("LOG", "rocksdict-config.json")
 """Files that RocksDB and its binding write at every open, also one that is refused."""
 
@@ -85,8 +87,8 @@ class Session:
 
 def delta_of(source: str, seq: int) -> Delta:
     """Some delta; never the same content twice for one dot, so that a reused dot shows."""
-    stamp = next(_time)
-    return build(source, seq, 1_000_000 + stamp, [source, seq, stamp])
+    timestamp = next(_timestamps)
+    return build(source, seq, timestamp, [source, seq, timestamp])
 
 
 def _pages(page: Callable[[int], Any]) -> Iterator[Delta]:

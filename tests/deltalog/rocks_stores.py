@@ -35,10 +35,13 @@ def _empty() -> Path:
 
 
 def opened_as(kind: type[_S], path: Path) -> _S:
-    """Open the store in a directory; where there is none, a copy of an empty one."""
+    """Open the store in a directory; where there is none, a copy of an empty one.
+
+    With a cache of its own: what an earlier open read would still stand in a shared one.
+    """
     if not path.exists():
         shutil.copytree(_empty(), path)
-    return kind(partial(Rocks.open, path, FAMILIES, MEMORY), STORE_ID)
+    return kind(partial(Rocks.open, path, FAMILIES, SharedMemory()), STORE_ID)
 
 
 def opened(path: Path) -> RocksStore:

@@ -49,6 +49,9 @@ MAKING = [
     if re.match(r"directory\.|witness\.|startup\.(create|open|record)|store\.(initialise|meta|sync)\.", point)
 ]
 
+USED = {"store.meta.after", "directory.reserve.before", "directory.reserve.after"}
+"""At these the store has been told that it is in use."""
+
 
 @pytest.mark.parametrize("point", MAKING)
 def test_the_making_of_a_directory_goes_on_wherever_it_was_cut_off(base: Path, point: str) -> None:
@@ -57,7 +60,7 @@ def test_the_making_of_a_directory_goes_on_wherever_it_was_cut_off(base: Path, p
         begun(base / "data", source="alice", reserve_bytes=4096)
     failpoints.disarm()
     with session(base / "data", source="alice", reserve_bytes=4096) as opened:
-        assert opened.report.kind == "created" or point in ("store.meta.after", "directory.reserve.before")
+        assert opened.report.kind == "created" or point in USED
         assert (opened.report.reason, opened.source) == ("", "alice")
         kept = opened.write(3)
     with session(base / "data") as opened:
@@ -182,14 +185,13 @@ def test_a_full_disk_opens_with_the_reserve_and_says_so_without(
     path = disk / "data"
     with killed(path, source="alice", reserve_bytes=reserve_bytes) as opened:
         kept = [delta for _ in range(20) for delta in opened.write(300)]
-        fill(disk)
         gone = opened.hand_out(3)
     fill(disk)
     before = digest(path)
     if not reserve_bytes:
         with pytest.raises(StoreFull, match="No space left on device"):
             begun(path)
-        assert {name: hash for name, hash in digest(path).items() if name in before} == before
+        assert {name: content for name, content in digest(path).items() if name in before} == before
         (disk / "ballast").unlink()
     with session(path, reserve_bytes=reserve_bytes) as opened:
         assert (disk / "ballast").exists() == bool(reserve_bytes)
@@ -199,9 +201,9 @@ def test_a_full_disk_opens_with_the_reserve_and_says_so_without(
 
 def fill(disk: Path) -> None:
     """Leave no room at all."""
-    with (disk / "ballast").open("ab") as file, pytest.raises(OSError, match="No space left"):
-        while True:
-            os.write(file.fileno(), bytes(64 << 10))
+    free = os.statvfs(disk)
+    with (disk / "ballast").open("ab") as file:
+        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
 
 
 # --------------------------------------------------------------------------------------------------------- set aside

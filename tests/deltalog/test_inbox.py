@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -152,3 +154,17 @@ def test_room_is_given_back() -> None:
         assert inbox.hold(delta_of(Dot("b", seq)), Dot("a", seq - 1))
         assert not inbox.hold(delta_of(Dot("c", seq)), Dot("a", seq - 1))
         assert [delta.source for delta in inbox.advance("a", seq - 1)] == ["a", "b"]
+
+
+def test_sources_that_nobody_waits_for_any_more_take_no_memory() -> None:
+    """Who sends deltas chooses what they wait for: a trace of each such source would grow without bound."""
+    inbox = Inbox()
+    tracemalloc.start()
+    try:
+        for number in range(5_000):
+            assert inbox.hold(delta_of(Dot("a", 2)), Dot(f"nobody {number}", 1))
+            assert len(inbox.advance(f"nobody {number}", 1)) == 1
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 100_000

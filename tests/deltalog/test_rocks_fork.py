@@ -104,6 +104,7 @@ if {closed_before}:
     store.close()
 pid = os.fork()
 if pid == 0:
+    store.close() if {closed_before} else refused(store.close)  # a closed one stays merely closed
     for open, at in ((Rocks.open, path), (Rocks.open_read_only, path), (Rocks.create, path.with_name("new"))):
         refused(lambda: open(at, families, memory), StoreUsageError, "start it afresh")
     sys.exit(0)

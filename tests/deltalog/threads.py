@@ -1,4 +1,4 @@
-"""Threads in tests: calls elsewhere that cannot keep the process, and what Ctrl-C does."""
+"""Threads in tests: calls elsewhere that cannot keep the process, what Ctrl-C does, a writer held at a gate."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Final, TypeVar
+from typing import Final, Self, TypeVar
 
 import pytest
+
+from deltalog import failpoints
 
 PATIENCE_S: Final = 30
 """A wait that takes longer has failed."""
@@ -54,3 +56,23 @@ def interrupted(waiting: threading.Event) -> Iterator[None]:
         out.set()
         pytest.fail("no KeyboardInterrupt came out")
     interrupter.result(PATIENCE_S)
+
+
+class Gate:
+    """Keeps the writer from writing until it is opened, at the latest at the end of the block."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+
+    def __enter__(self) -> Self:
+        failpoints.arm("store.write.before", self._pass)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.opened.set()
+        failpoints.disarm()
+
+    def _pass(self) -> None:
+        self.reached.set()
+        assert self.opened.wait(PATIENCE_S)

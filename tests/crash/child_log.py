@@ -1,0 +1,409 @@
+"""Programs that open a log, in a process of their own: `python -m tests.crash.child_log PROGRAM ARGUMENTS`, or by zygote.
+
+churn PATH SEED          for ever: append, receive, flush, truncate, erase, compact, read, in random order
+script PATH ARMED        the same each time: four sessions that reach every failpoint (see `script`)
+inspect PATH OPTIONS     open, read and verify everything, append two deltas, close; say what was found
+hits PATH                `script`, then say how often each failpoint was reached
+
+Each says, one JSON line each: what it handed out or applied, what was acknowledged as durable, what it asks for before
+it asks for it. `history.Known` takes that in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+import deltalog.witness
+from deltalog import failpoints
+from deltalog.delta import Delta
+from deltalog.errors import BelowFloor, DataLoss, DeltaLogError, LogReadOnly, StoreCorrupt, StoreFull, StoreIOError
+from deltalog.log import DeltaLog, LogOptions
+from deltalog.manager import Manager, Upkeep, open_manager
+from deltalog.profiles import SharedMemory
+from deltalog.rocks import Rocks
+from deltalog.rocks_store import FAMILIES, RocksStore
+from deltalog.verify import verify
+from tests.crash.history import REMOTE, SOURCE, fingerprint
+from tests.deltalog.directories import flip, killed, wal
+
+Say = Callable[[Any], None]
+NO_UPKEEP = Upkeep(flush_interval_s=None, collect_interval_s=None, compact_interval_s=None, disk_interval_s=None)
+
+
+def told(deltas: list[Delta]) -> dict[str, Any]:
+    """These are handed out, or applied."""
+    return {"handed": [(delta.source, delta.seq, fingerprint(delta)) for delta in deltas]}
+
+
+# -------------------------------------------------------------------------------------------------------------- churn
+
+
+class Churn:
+    """One random step after the other."""
+
+    def __init__(self, manager: Manager, chance: random.Random, say: Say) -> None:
+        self.manager = manager
+        self.log: DeltaLog = manager.log
+        self.chance = chance
+        self.say = say
+
+    async def step(self) -> None:
+        steps = {
+            self.append: 30,
+            self.receive: 20,
+            self.flush: 12,
+            self.append_durably: 12,
+            self.rest: 12,
+            self.truncate: 3,
+            self.erase: 3,
+            self.compact: 1,
+            self.flush_store: 2,
+            self.read: 5,
+        }
+        (chosen,) = self.chance.choices(list(steps), list(steps.values()))
+        await chosen()
+
+    def payload(self) -> bytes:
+        return self.chance.randbytes(self.chance.choice((0, 8, 40, 200, 3000)))
+
+    async def append(self) -> None:
+        count = self.chance.randrange(1, 60)
+        self.say(told([self.log.append_nowait(self.payload(), key=f"k{index % 7}") for index in range(count)]))
+
+    async def append_durably(self) -> None:
+        delta = await self.log.append(self.payload(), durable=True)
+        self.say({**told([delta]), "durable": {delta.source: delta.seq}})
+
+    async def receive(self) -> None:
+        heads = self.log.heads
+        missing = [delta for delta in REMOTE if delta.seq > heads.get(delta.source, 0)]
+        some = missing[: self.chance.randrange(1, 120)]
+        self.chance.shuffle(some)
+        receipt = await self.log.receive(some + self.chance.sample(REMOTE, 5))
+        assert not receipt.refused, receipt.refused
+        applied = {delta.dot: delta for delta in REMOTE}
+        self.say(told([applied[dot] for dot in receipt.applied]))
+
+    async def flush(self) -> None:
+        heads = dict(self.log.heads)
+        await self.log.flush()
+        self.say({"durable": heads})
+
+    async def rest(self) -> None:
+        await trio.sleep(self.chance.uniform(0, 0.003))
+
+    async def truncate(self) -> None:
+        synced = self.log.synced
+        floors = {s: self.chance.randrange(seq // 3, seq // 2 + 1) for s, seq in synced.items() if seq > 1}
+        if floors:
+            self.say({"truncating": floors})
+            done = await self.log.truncate(until=floors)
+            self.say({"truncated": dict(done.floor)})
+
+    async def erase(self) -> None:
+        source, head = self.chance.choice([*self.log.heads.items(), (self.log.source, 0)])
+        if head:
+            dot = source, self.chance.randrange(1, head + 1)
+            self.say({"erasing": dot})
+            try:
+                await self.log.erase(dot, "a reason")
+            except BelowFloor:
+                return
+            self.say({"erased": dot})
+
+    async def compact(self) -> None:
+        await self.log.compact()
+
+    async def flush_store(self) -> None:
+        await self.manager.flush()
+
+    async def read(self) -> None:
+        async for delta in self.log.by_source(self.log.source, reverse=True):
+            if self.chance.random() < 0.02:
+                break
+            assert delta.source == self.log.source
+
+
+def churn(say: Say, path: str, seed: str) -> None:
+    """For ever, or until something ends it."""
+    chance = random.Random(seed)
+    options = LogOptions(sync_interval_s=chance.choice((0.0, 0.002, 0.02)), ring_deltas=chance.choice((200, 5000)))
+
+    async def main() -> None:
+        async with open_manager(
+            path, source=SOURCE, options=options, upkeep=NO_UPKEEP, reserve_bytes=chance.choice((0, 1 << 20))
+        ) as manager:
+            say({"opened": manager.startup.kind})
+            steps = Churn(manager, chance, say)
+            while True:
+                await steps.step()
+
+    trio.run(main)
+
+
+# ------------------------------------------------------------------------------------------------------------- script
+
+ACTIONS: Mapping[str, Callable[[str], BaseException | None]] = {
+    "kill": lambda _: None,
+    "delay": lambda _: None,
+    "bug": lambda _: ZeroDivisionError("injected"),
+    "ENOSPC": lambda point: OSError(28, "injected") if _sees_the_system(point) else StoreFull("injected"),
+    "EIO": lambda point: OSError(5, "injected") if _sees_the_system(point) else StoreIOError("injected"),
+}
+"""What may happen at a failpoint, and what is raised there."""
+
+
+def _sees_the_system(point: str) -> bool:
+    """Whether an OSError can come up there; everywhere else it was mapped before."""
+    return point.startswith(("directory.", "witness.", "salvage."))
+
+
+def arm(point: str, action: str, hit: int) -> None:
+    """Do something the `hit`th time that a failpoint is reached."""
+    left = hit
+
+    def act() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0 and action == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif left == 0 and action == "delay":
+            time.sleep(0.05)
+        elif left == 0 and (error := ACTIONS[action](point)) is not None:
+            raise error
+
+    failpoints.arm(point, act)
+
+
+class OneFailure:
+    """Threads, in which one call of `persist` fails as a disk does: it was done, or it was not."""
+
+    def __init__(self) -> None:
+        self.due = False
+
+    async def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
+        if self.due and getattr(function, "__name__", "") == "persist":
+            self.due = False
+            raise StoreIOError("a disk that fails once")
+        return await trio.to_thread.run_sync(function, *args)
+
+
+def script(say: Say, path: str, armed: str = "") -> None:
+    """Four sessions, each as far as it comes: made; in use with upkeep; killed with a damaged log; salvaged.
+
+    armed: "POINT ACTION HIT" makes a failpoint do something.
+    """
+    if armed:
+        point, action, hit = armed.split()
+        arm(point, action, int(hit))
+    for number, work in enumerate((_first, _second, _third, _fourth)):
+        try:
+            work(say, path)
+        except (Exception, BaseExceptionGroup) as error:  # noqa: BLE001  # a failed session is told, and the next one tries
+            say({"ended": [number, type(error).__name__, str(error)]})
+
+
+async def _use(log: DeltaLog, say: Say, count: int) -> None:
+    """Append, receive, flush."""
+    say(told([log.append_nowait(["payload", number], key="k") for number in range(count)]))
+    missing = [delta for delta in REMOTE if delta.seq > log.heads.get(delta.source, 0)][:count]
+    receipt = await log.receive(missing)
+    say(told([delta for delta in missing if delta.dot in set(receipt.applied)]))
+    heads = dict(log.heads)
+    await _settled(log.flush)
+    say({"durable": heads})
+    delta = await log.append("durable", durable=True)
+    say({**told([delta]), "durable": {delta.source: delta.seq}})
+
+
+async def _settled(wait: Callable[[], Any]) -> None:
+    """Wait; through a time without room, too."""
+    while True:
+        try:
+            await wait()
+            return
+        except LogReadOnly as error:
+            if not error.retryable:
+                raise
+            await trio.sleep(0.01)
+
+
+def _first(say: Say, path: str) -> None:
+    async def main() -> None:
+        async with open_manager(path, source=SOURCE, upkeep=NO_UPKEEP, reserve_bytes=64 << 10) as manager:
+            await _use(manager.log, say, 40)
+
+    trio.run(main)
+
+
+def _second(say: Say, path: str) -> None:
+    async def main() -> None:
+        upkeep = attrs.evolve(NO_UPKEEP, flush_interval_s=0.02)
+        threads = OneFailure()
+        async with open_manager(path, source=SOURCE, upkeep=upkeep, reserve_bytes=64 << 10, offload=threads) as manager:
+            log = manager.log
+            for _ in range(3):
+                await _use(log, say, 20)
+            threads.due = True
+            say(told([log.append_nowait("through a failure")]))
+            await _recovered(log)
+            floors = {log.source: min(30, log.synced[log.source])}
+            say({"truncating": floors})
+            say({"truncated": dict((await log.truncate(until=floors)).floor)})
+            dot = log.source, log.synced[log.source] - 1
+            say({"erasing": dot})
+            await log.erase(dot, "a reason")
+            say({"erased": dot})
+            await log.compact()
+            await trio.sleep(0.03)  # into a round of upkeep
+            await _use(log, say, 5)
+
+    trio.run(main)
+
+
+async def _recovered(log: DeltaLog) -> None:
+    """Wait until the store was opened again and everything synced; a failure that stays comes out."""
+    with trio.fail_after(20):
+        while not log.drained:
+            failure = log.statistics().writer.read_only
+            if failure and "once" not in failure and "injected" not in failure:
+                raise LogReadOnly(failure, retryable=False)
+            if "injected" in failure:
+                await trio.sleep(0.3)
+                if not log.drained:
+                    raise LogReadOnly(failure, retryable=False)
+            await trio.sleep(0.001)
+    say_heads = dict(log.heads)
+    assert say_heads
+
+
+def _third(say: Say, path: str) -> None:
+    """Ends as a killed process does; then a bit flips in what it had written and not synced."""
+    with killed(Path(path)) as opened:
+        say(told(opened.write(3)))
+        say({"durable": {opened.source: opened.heads[opened.source]}})
+        say(told(opened.write(3, sync=False) + opened.hand_out(2)))
+    flip(wal(Path(path)), -10)
+
+
+def _fourth(say: Say, path: str) -> None:
+    _first(say, path)
+
+
+def hits(say: Say, path: str) -> None:
+    """Say how often the script reaches each failpoint."""
+    count: Counter[str] = Counter()
+    for point in failpoints.POINTS:
+        failpoints.arm(point, lambda point=point: count.update([point]))  # type: ignore[misc]
+    script(say, path)
+    say({"hits": count})
+
+
+# ------------------------------------------------------------------------------------------------------------ inspect
+
+
+def inspect(say: Say, path: str, boot: str = "", accept_loss: bool = False, append: bool = True) -> None:
+    """Say what is there: {"error": ...}, or everything that `history.Known.check` asks for."""
+    if boot:
+        deltalog.witness.boot_id = lambda: boot
+    try:
+        found = trio.run(_inspected, path, accept_loss, append)
+    except DataLoss as error:
+        say({"error": "DataLoss", "message": str(error), "lost": error.lost, "lost_unnamed": error.lost_unnamed})
+    except DeltaLogError as error:
+        say({"error": type(error).__name__, "message": str(error)})
+    else:
+        found["problems"] += _verified(Path(path))
+        say(found)
+
+
+async def _inspected(path: str, accept_loss: bool, append: bool) -> dict[str, Any]:
+    async with open_manager(
+        path, source=SOURCE, create=False, accept_loss=accept_loss, upkeep=NO_UPKEEP, reserve_bytes=0
+    ) as manager:
+        log = manager.log
+        problems: list[str] = []
+        deltas: list[Delta] = []
+        try:
+            deltas = [delta async for delta in log.replay()]
+            problems = _wrong(deltas, log.heads, log.floor)
+            problems += ["a time range gives other deltas"] * (deltas != [delta async for delta in log.between()])
+            problems += [f"({source!r}, {seq}) is wrong" for source, seq in await _wrong_gets(log, deltas)]
+        except StoreCorrupt as error:
+            problems.append(f"reading: {error}")
+        contents: dict[str, list[str]] = {source: [] for source in log.heads}
+        for delta in deltas:
+            contents[delta.source].append(fingerprint(delta))
+        heads = dict(log.heads)
+        fresh = [await log.append("fresh", durable=True) for _ in range(2)] if append else []
+        return {
+            "report": {**attrs.asdict(manager.startup), "lost": dict(manager.startup.lost)},
+            "heads": heads,
+            "floors": dict(log.floor),
+            "contents": contents,
+            "erased": [delta.dot for delta in deltas if delta.erased],
+            "fresh": [(delta.source, delta.seq, fingerprint(delta)) for delta in fresh],
+            "problems": problems,
+        }
+
+
+def _wrong(deltas: list[Delta], heads: Mapping[str, int], floors: Mapping[str, int]) -> list[str]:
+    """What is wrong with all that is held: gaps (I2), missing causes (I5), times out of order (I6)."""
+    problems = []
+    last: dict[str, Delta] = {}
+    for delta in deltas:
+        before = last.get(delta.source)
+        seq = before.seq if before is not None else floors.get(delta.source, 0)
+        if delta.seq != seq + 1:
+            problems.append(f"{delta.source!r}: {delta.seq} comes after {seq}")
+        if before is not None and before.timestamp >= delta.timestamp:
+            problems.append(f"{delta.source!r}: {delta.seq} is not later than {seq}")
+        for source, needed in delta.deps.items():
+            if (last[source].seq if source in last else floors.get(source, 0)) < needed:
+                problems.append(f"{delta.dot} comes before its cause ({source!r}, {needed})")
+        last[delta.source] = delta
+    for source, head in heads.items():
+        if (last[source].seq if source in last else floors.get(source, 0)) != head:
+            problems.append(f"{source!r} ends before its head {head}")
+    return problems
+
+
+async def _wrong_gets(log: DeltaLog, deltas: list[Delta]) -> list[tuple[str, int]]:
+    """A sample, asked for one by one."""
+    return [delta.dot for delta in deltas[:: max(1, len(deltas) // 20)] if await log.get(delta.dot) != delta]
+
+
+def _verified(path: Path) -> list[str]:
+    """What `verify` finds."""
+    rocks = path / "rocks" / "delta"
+    with closing(RocksStore(lambda: Rocks.open_read_only(rocks, FAMILIES, SharedMemory()))) as store:
+        return [f"verify: {fault}" for fault in verify(store)]
+
+
+PROGRAMS: dict[str, Callable[..., None]] = {"churn": churn, "script": script, "hits": hits, "inspect": inspect}
+
+
+def main(program: str, *arguments: str) -> None:
+    """Run one of them, with standard output to speak to."""
+
+    def say(line: Any) -> None:
+        os.write(1, json.dumps(line).encode() + b"\n")
+
+    PROGRAMS[program](say, *arguments)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
