@@ -64,7 +64,7 @@ class Selection:
             while left > 0 and (page := await stream.page(left)):
                 found.extend(page[:left])
                 left -= len(page)
-            found = sorted(found, key=lambda delta: (delta.timestamp, delta.source))[:count]
+            found = sorted(found, key=lambda delta: (delta.timestamp, delta.source))[-count:]
         return found
 
     def _stream(self, log: DeltaLog) -> Stream:

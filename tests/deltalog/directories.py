@@ -26,7 +26,8 @@ from deltalog.store import Run
 from deltalog.witness import Testimony as Told  # under its own name pytest would take it for a test class
 from deltalog.witness import Witness
 
-_timestamps = itertools.count(pack(time.time_ns() // 1_000_000))
+_contents = itertools.count()
+_START = pack(time.time_ns() // 1_000_000)
 ROCKSDB_NOTES = ("LOG", "rocksdict-config.json")
 """Files that RocksDB and its binding write at every open, also one that is refused."""
 
@@ -53,11 +54,15 @@ class Session:
     def heads(self) -> dict[str, int]:
         return {source: head.seq for source, head in self.data.store.heads().items()}
 
+    @property
+    def latest(self) -> int:
+        return max((head.timestamp for head in self.data.store.heads().values()), default=_START)
+
     def hand_out(self, count: int) -> list[Delta]:
         """Append deltas that nobody writes."""
         start = self.data.witness.mark[0]
         self.data.witness.mark[0] = start + count
-        return [delta_of(self.source, start + number) for number in range(1, count + 1)]
+        return [delta_of(self.source, start + number, self.latest + number) for number in range(1, count + 1)]
 
     def write(self, count: int, source: str = "", *, sync: bool = True) -> list[Delta]:
         """Append deltas and write them; then sync them and tell the witness."""
@@ -68,7 +73,7 @@ class Session:
             deltas = self.hand_out(count)
             assert deltas[0].seq == seq + 1
         else:
-            deltas = [delta_of(source, seq + number) for number in range(1, count + 1)]
+            deltas = [delta_of(source, seq + number, self.latest + number) for number in range(1, count + 1)]
         records = [delta.record for delta in deltas]
         self.data.store.write([Run(source, seq + 1, records, previous, chain.extend(previous, records))])
         self.data.note([source])
@@ -85,10 +90,9 @@ class Session:
         return [delta for source, seq in self.heads.items() for delta in _pages(store.by_source(source, 0, seq).page)]
 
 
-def delta_of(source: str, seq: int) -> Delta:
+def delta_of(source: str, seq: int, timestamp: int = _START) -> Delta:
     """Some delta; never the same content twice for one dot, so that a reused dot shows."""
-    timestamp = next(_timestamps)
-    return build(source, seq, timestamp, [source, seq, timestamp])
+    return build(source, seq, timestamp, [source, seq, next(_contents)])
 
 
 def _pages(page: Callable[[int], Any]) -> Iterator[Delta]:

@@ -15,6 +15,7 @@ from deltalog.chain import extend, genesis, tags
 from deltalog.codec import build, erase
 from deltalog.delta import Delta, Limits
 from deltalog.errors import DecodeError
+from tests.models import record_of
 from tests.strategies import runs
 
 
@@ -71,7 +72,7 @@ def test_a_block_comes_back_as_it_went_in(run: list[Delta], previous: bytes) -> 
     value = encoded(run, previous)
     found = block.decode("alice", run[0].seq, value)
     assert found.deltas == run
-    assert found.records == records
+    assert found.records == records == [record_of(delta) for delta in found.deltas]
     assert found.previous == previous
     assert found.tags == tags(extend(previous, records))
     assert block.encode(found.previous, extend(found.previous, found.records), found.records) == value
@@ -103,7 +104,7 @@ def test_a_part_of_a_block_is_that_part(run: list[Delta], offset: int, end: int)
     after, until = run[0].seq + offset, run[0].seq + end
     part = [delta for delta in run if after < delta.seq <= until]
     found, size = block.decode_part("alice", run[0].seq, encoded(run), after, until)
-    assert found == part
+    assert [record_of(delta) for delta in found] == [delta.record for delta in part]
     assert size == sum(len(delta.record) for delta in part)
 
 

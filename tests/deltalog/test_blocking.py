@@ -22,7 +22,7 @@ from deltalog.reader import Stream
 from deltalog.retention import Retention
 from deltalog.subscription import Subscription
 from deltalog.version import Order
-from tests.deltalog.threads import PATIENCE_S, in_thread
+from tests.deltalog.threads import PATIENCE_S, Gate, in_thread
 
 ROOT = Path(__file__).parents[2]
 

@@ -187,7 +187,8 @@ def test_deps_that_are_no_utf_8_are_refused_here_too() -> None:
 def test_records_one_after_the_other_are_told_apart(run: list[Delta], before: bytes, behind: bytes) -> None:
     data = before + b"".join(delta.record for delta in run) + behind
     found, end = decode_many("alice", data, len(before), len(run), Limits())
-    assert found == run
+    assert [record_of(delta) for delta in found] == [delta.record for delta in run]
+    assert [delta.record for delta in found] == [delta.record for delta in run]
     assert end == len(data) - len(behind)
 
 

@@ -170,6 +170,34 @@ def test_only_a_durable_record_is_synced(path: Path, monkeypatch: pytest.MonkeyP
         assert calls == ["write", "write", "sync"]
 
 
+def test_what_was_newest_at_open_is_synced_once_before_anything_else_is_recorded(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may never have reached the disk, and is the one that the next records rely on."""
+    calls: list[str] = []
+    recorded(path, 2)
+    with closing(Witness.open(path)) as witness, monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", lambda descriptor: calls.append(f"sync {reopened(path) == told(2)}"))
+        witness.record(told(3))
+        witness.record(told(4))
+    assert calls == ["sync True"]
+
+
+def test_what_a_crash_left_of_a_creation_is_replaced(path: Path) -> None:
+    half = path.with_name("witness.new")
+    half.write_bytes(b"half")
+    Witness.create(path).close()
+    assert reopened(path) is None
+    assert not half.exists()
+
+
+def test_a_link_that_leads_nowhere_is_not_replaced(path: Path, tmp_path: Path) -> None:
+    path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(StoreIOError, match="File exists"):
+        Witness.create(path)
+    assert path.is_symlink()
+
+
 @pytest.mark.parametrize(("point", "number"), [("witness.record.before", 1), ("witness.record.after", 2)])
 def test_a_failpoint_before_and_after_a_record(path: Path, point: str, number: int) -> None:
     def fail() -> None:

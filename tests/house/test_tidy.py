@@ -33,7 +33,6 @@ LONG_FILES: dict[str, str] = {
     "deltalog/verify.py": "one walk over a store: blocks, index, meta",
     "tests/crash/test_powercut.py": "one table of file operations and what a power cut makes of each",
     "tests/crash/test_shim.py": "one test per interposed call",
-    "tests/deltalog/test_blocking.py": "every call of the facade, from threads, asyncio, forks and at exit",
     "tests/deltalog/test_rocks.py": "every call of the door, on real RocksDB",
     "tests/deltalog/test_rocks_errors.py": "one test per row of the error map",
     "tests/deltalog/test_rocks_faults.py": "one test per kind of damage",
