@@ -118,15 +118,14 @@ class OpenData:
         )
 
     def close(self, *, clean: bool) -> None:
-        """Tell the witness, close the store, give back the lock. Idempotent; `clean`: nothing was left unstored."""
-        try:
+        """Tell the witness, close the store, give back the lock, whatever fails. `clean`: nothing was left unstored."""
+        with ExitStack() as last:
+            last.callback(self.release)
+            last.callback(self.store.close)
             reach("startup.close.before")
             if clean:
                 self.witness.record(self.testimony(self.store.sync(), clean=True), durable=True)
             reach("startup.close.after")
-            self.store.close()
-        finally:
-            self.release()
 
     def release(self) -> None:
         """Give back witness and lock without a word to the store."""

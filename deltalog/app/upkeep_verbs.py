@@ -110,7 +110,7 @@ def _verify(path: Path, silent: bool) -> _Report:
                 report.sources, report.deltas = len(heads), sum(head.count for head in heads.values())
                 for fault in verify(store, progress=progress):
                     report.add_fault(fault)
-                for text in ():
+                for text in witness_faults(path, heads):
                     report.add(Kind.MISSING.value, text)
         except (StoreCorrupt, StoreFormatMismatch, StoreIOError, ScanTruncated) as error:
             report.add(Kind.DAMAGED.value, str(error))

@@ -111,7 +111,6 @@ class Known:
             for source, floor in self.floors.items():
                 assert floors.get(source, 0) >= floor, f"{source!r}: a truncation to {floor} is undone"
         self._check_tail(found["report"], heads, power_cut=power_cut)
-        self.floors_asked = dict(self.floors) if not power_cut else self.floors_asked
         self._learn(found)
 
     def _check_contents(self, source: str, floor: int, contents: list[str]) -> None:
@@ -142,8 +141,9 @@ class Known:
             self._hear_handed([(source, seq, content)])
         _raise(self.durable, found["heads"])
         _raise(self.durable, {source: seq for source, seq, _ in found["fresh"]})
-        _raise(self.floors, found["floors"])
+        self.floors, self.floors_asked = dict(found["floors"]), dict(found["floors"])
         self.erased |= {(source, seq) for source, seq in found["erased"]}
+        self.erased_asked = set(self.erased)
 
 
 def _raise(marks: dict[str, int], seqs: Mapping[str, int]) -> None:

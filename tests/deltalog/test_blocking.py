@@ -159,6 +159,8 @@ def test_errors_come_out_as_themselves(log: BlockingLog, tmp_path: Path) -> None
     with pytest.raises(UsageError):
         log.by_source("alice", after=-1)
     with pytest.raises(UsageError):
+        log.conflicts(after=-2)
+    with pytest.raises(UsageError):
         log.truncate()
     log.append_many([2, 3], durable=True)
     log.truncate(until={"alice": 1})
@@ -214,7 +216,8 @@ def test_a_stream_is_an_iterator_and_gives_pages(log: BlockingLog) -> None:
     for delta in stream:
         assert delta.payload == 6
         break
-    assert payloads(stream.page())[0] == 7
+    assert payloads(stream.page(2)) == [7, 8]
+    assert payloads(stream.page())[0] == 9
     assert payloads(stream)[-1] == 9999
     assert not stream.page()
     with pytest.raises(StopIteration):

@@ -177,7 +177,7 @@ def test_what_was_newest_at_open_is_synced_once_before_anything_else_is_recorded
     calls: list[str] = []
     recorded(path, 2)
     with closing(Witness.open(path)) as witness, monkeypatch.context() as patch:
-        patch.setattr(os, "fdatasync", lambda descriptor: calls.append(f"sync {reopened(path) == told(2)}"))
+        patch.setattr(os, "fdatasync", lambda _: calls.append(f"sync {reopened(path) == told(2)}"))
         witness.record(told(3))
         witness.record(told(4))
     assert calls == ["sync True"]
