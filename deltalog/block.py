@@ -20,7 +20,7 @@ from typing import Final
 import attrs
 
 from deltalog.chain import TAG_BYTES, tags
-from deltalog.codec import HASH_BYTES, count_until, decode_many, skip_many
+from deltalog.codec import HASH_BYTES, HEADER, count_until, decode_many, skip_many, timestamp_of
 from deltalog.delta import Delta, Limits
 from deltalog.errors import DecodeError
 
@@ -115,6 +115,15 @@ def weigh(value: bytes) -> tuple[int, int]:
     """Return how many records a block has, and their bytes, by its header alone. Raises `DecodeError`."""
     _, _, count, at = _header(value)
     return count, len(value) - at
+
+
+def interval(value: bytes) -> tuple[int, int]:
+    """Return the first and the last timestamp of a block, without decoding it. Raises `DecodeError`."""
+    _, _, count, at = _header(value)
+    last = skip_many(value, at, count - 1)
+    if last + HEADER.size > len(value):
+        raise DecodeError("block: its last record is cut short")
+    return timestamp_of(value[at : at + HEADER.size]), timestamp_of(value[last : last + HEADER.size])
 
 
 def seq_after(first_seq: int, value: bytes, timestamp: int) -> tuple[int, int]:

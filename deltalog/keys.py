@@ -47,6 +47,8 @@ META_STORE_ID: Final = b"store_id"
 META_INCARNATIONS: Final = b"incarnations"
 META_ERASED: Final = b"erased/"
 META_SCRUB: Final = b"scrub"
+META_ROWS: Final = frozenset({META_FORMAT, META_STORE_ID, META_INCARNATIONS, META_SCRUB})
+"""Every key in meta but those of the notes under `META_ERASED`."""
 LEVELS: Final = 65
 
 _BLOCK_KEY: Final = struct.Struct(">IQ")

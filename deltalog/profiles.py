@@ -86,6 +86,11 @@ class SharedMemory:
     def _new_buffers(self) -> WriteBufferManager:
         return WriteBufferManager.new_write_buffer_manager_with_cache(self.write_buffers_bytes, False, self.cache)
 
+    def forget_cached(self) -> None:
+        """Drop the blocks that reads left in the cache, so that the next reads look at the disk. Costs these reads."""
+        self.cache.set_capacity(0)
+        self.cache.set_capacity(self.cache_bytes)
+
     def used_bytes(self) -> int:
         """Return how much of `cache_bytes` is in use."""
         return self.cache.get_usage()

@@ -110,11 +110,14 @@ class Rocks:
     class of error (`indeterminate` is then False: they were not tried); reads go on. Close, look, open once more.
     """
 
-    def __init__(self, path: Path, families: Mapping[str, FamilyProfile], db: Rdict, *, writable: bool) -> None:
+    def __init__(
+        self, path: Path, families: Mapping[str, FamilyProfile], memory: SharedMemory, db: Rdict, *, writable: bool
+    ) -> None:
         """Only for `create`, `open` and `open_read_only`."""
         # constant after construction
         self.path: Final = path
         self.families: Final = frozenset(families)
+        self._memory: Final = memory
         self._writable: Final = writable
         self._lock_id: Final = rocks_directory.lock_id(path)
         # under _guard
@@ -174,7 +177,7 @@ class Rocks:
         _refuse_misuse(families)
         _refuse_damaged(path, wal_tail)
         with mapped_errors(f"open {path}"):
-            return cls(path, families, _rdict(path, families, memory, wal_tail=wal_tail), writable=True)
+            return cls(path, families, memory, _rdict(path, families, memory, wal_tail=wal_tail), writable=True)
 
     @classmethod
     def open_read_only(
@@ -195,7 +198,9 @@ class Rocks:
         _refuse_damaged(path, wal_tail)
         with mapped_errors(f"open {path} for reading"):
             access = AccessType.read_only(error_if_log_file_exist=False)
-            return cls(path, families, _rdict(path, families, memory, access, wal_tail=wal_tail), writable=False)
+            return cls(
+                path, families, memory, _rdict(path, families, memory, access, wal_tail=wal_tail), writable=False
+            )
 
     def close(self) -> None:
         """Sync, flush, close; LOCK is free on return. Idempotent.
@@ -344,6 +349,13 @@ class Rocks:
                 yield from cursor.walk(begin, end, reverse=reverse)
             finally:
                 cursor.release()
+
+    def forget_cached(self) -> None:
+        """Drop what reads have left in the block cache, of all that share it: the next reads look at the disk again.
+
+        What an open file keeps for itself (its footer; its index while it is young) was read when it was opened.
+        """
+        self._memory.forget_cached()
 
     def seek_last(self, family: str, at_most: bytes, at_least: bytes = b"") -> KeyValue | None:
         """Return the greatest key in [at_least, at_most], both inclusive, with its value; None if there is none."""

@@ -92,6 +92,8 @@ class RocksStore:
         """Source number -> seq of the first block that may still grow together with later ones; None: not known yet."""
         self._garbage = False
         """Whether payloads were erased since the last compaction; what was dropped shows in the files."""
+        self.rewrites = time.time_ns()
+        """Another number after each `truncate` and `erase`, and at each open."""
         self.total = 0
         """Sum of the highest seqs of all sources: how many deltas were ever stored."""
         try:
@@ -265,6 +267,13 @@ class RocksStore:
                 raise StoreClosed("the store is closed")
             return self._db.view(DELTAS, BY_TIME)
 
+    def view_of_all(self) -> tuple[View, int]:
+        """A consistent view of all families, to be closed by `with`; and `rewrites` at that moment."""
+        with self._lock:
+            if self._closed:
+                raise StoreClosed("the store is closed")
+            return self._db.view(), self.rewrites
+
     def row(self, source: str) -> tuple[int, Head] | None:
         """Number and head of a source, None if nothing of it was ever stored."""
         row = self._rows.get(source)
@@ -400,6 +409,7 @@ class RocksStore:
             row = self._rows[source]
             head = attrs.evolve(row.head, size_bytes=row.head.size_bytes + size_bytes, **changes)
             if head != row.head:
+                self.rewrites += 1
                 _put_head(batch, row.no, source, head)
             reach(f"store.{doing}.before")
             self._db.write(batch)

@@ -1,32 +1,39 @@
 """Walks a whole store and yields every fault it finds, by dot, key and file (invariant I9). Changes nothing.
 
-What is checked: every block is one its encoding allows; seqs are dense from the floor to the head; the hash chain leads
-from the floor, through every block and tag, to the head; the time index has exactly the entry each block asks for;
-heads hold what the blocks say; erased records have their note, and notes their record; nothing else stands anywhere.
+What is checked: sources are numbered densely and each row says what its deltas say; every block is one its encoding
+allows; seqs are dense from the floor to the head; the hash chain leads from the floor, through every block and tag, to
+the head; the time index has exactly the entry each block asks for; erased deltas have their note, and notes their
+delta; nothing unknown stands anywhere. Nothing in a store can tell of a tail that went with its head, of a source
+renamed when its beginning was dropped, or of another reason in a note: the witness, peers and signatures can.
 
-Missing, damaged and unknown are three kinds of fault (invariant I15). Where a file cannot be read, the walk goes on
-behind it with the blocks that the index names, so that one bad file does not hide the rest. Memory is bounded, but for
-that case, where it holds the places of the blocks. Synchronous; `scrub` does the same in portions.
+Missing, damaged and unknown are three kinds of fault (invariant I15). Where RocksDB cannot read a file the walk says
+so, and goes on behind the damage.
+
+The walk goes in portions, each on a view of one moment, and its place between them is plain data. So memory is bounded,
+no handle is held, the log may be written meanwhile, and `scrub` can do one portion now and the next tomorrow. Blocks
+are read from the disk anew, not from the cache. Synchronous.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Sequence
-from typing import Final, Protocol
+import re
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, Final, Protocol
 
 import attrs
+import msgpack
 
 from deltalog import block, chain, keys
 from deltalog.chain import TAG_BYTES
-from deltalog.errors import DecodeError, StoreCorrupt
-from deltalog.keys import BY_TIME, DELTAS, META, SNAPSHOTS, SOURCES, Head, TimeEntry
+from deltalog.errors import DecodeError, StoreCorrupt, StoreIOError, UsageError
+from deltalog.keys import BY_TIME, DELTAS, META, SNAPSHOTS, SOURCES, Head
 from deltalog.rocks_store import RocksStore
-from deltalog.rocks_view import KeyValue
 
-_META_KEYS: Final = frozenset(
-    {keys.META_FORMAT, keys.META_STORE_ID, keys.META_INCARNATIONS, keys.META_SCRUB}
-)
+PORTION: Final = 512
+"""Blocks, rows and index entries that `verify` looks at in one view: about 0.2 s."""
+STAGES: Final = ("sources", "records", "index", "meta", "snapshots")
 
 
 class Kind(enum.Enum):
@@ -35,7 +42,7 @@ class Kind(enum.Enum):
     MISSING = "missing"
     """Something that must be there is not."""
     DAMAGED = "damaged"
-    """Something is there and cannot be right."""
+    """Something is there and cannot be right, or cannot be read."""
     UNKNOWN = "unknown"
     """Something is there that this program never wrote."""
 
@@ -64,7 +71,10 @@ class Fault:
 
 
 class Progress(Protocol):
-    """Called now and then: what is being done, how many deltas were walked, of how many."""
+    """Called after each portion for each of the `STAGES` it was in: how much of how much was walked.
+
+    Records are counted in deltas, all else in rows. May raise, which ends the walk.
+    """
 
     def __call__(self, stage: str, done: int, total: int) -> None: ...
 
@@ -73,366 +83,595 @@ def _silent(stage: str, done: int, total: int) -> None:
     """Say nothing."""
 
 
-def verify(store: RocksStore, *, progress: Progress = _silent) -> Iterator[Fault]:
-    """Walk everything; yield each fault as it is found. Nothing may write to the store meanwhile."""
-    walk = _Walk(store, progress)
-    yield from walk.records()
-    yield from walk.index()
-    yield from walk.meta()
-    yield from walk.strangers()
+def verify(store: RocksStore, *, progress: Progress = _silent, resume: bytes = b"") -> Iterator[Fault]:
+    """Walk everything, or what is left from a position of `scrub` on; yield each fault as it is found."""
+    heads = store.heads().values()
+    totals = {"sources": len(heads), "records": sum(head.count for head in heads)}
+    done = dict.fromkeys(STAGES, 0)
+    position = resume
+    while True:
+        portion = _Portion(store, position, PORTION)
+        position = portion.walk()
+        yield from portion.faults
+        for stage, count in portion.done.items():
+            done[stage] += count
+            totals[stage] = max(done[stage], totals.get(stage, 0), portion.place.blocks if stage == "index" else 0)
+            if count:
+                progress(stage, done[stage], totals[stage])
+        if not position:
+            return
 
 
 def scrub(store: RocksStore, position: bytes, blocks: int) -> tuple[bytes, list[Fault]]:
-    """Walk about `blocks` blocks from `position` (b"" to begin); return where to go on (b"" at the end), and the faults.
+    """Walk about `blocks` blocks (rows, index entries) from `position`, b"" to begin; return the next one, and faults.
 
-    A portion starts from the hash its first block keeps, which the portion before has compared.
+    The next position is b"" when all was walked. It is plain data, good across restarts; keep it where you like (meta
+    has a key for it). The size in a source's row is compared only if nothing was dropped or erased, and the store was
+    not opened again, while the source was walked.
     """
-    walk = _Walk(store, _silent)
-    return walk.portion(position, blocks)
+    if blocks < 1:
+        raise UsageError(f"blocks must be at least 1, not {blocks}")
+    portion = _Portion(store, position, blocks)
+    return portion.walk(), portion.faults
 
 
-class _Walk:
-    """A walk over one store."""
+# ----------------------------------------------------------------------------------------------------------- the place
 
-    def __init__(self, store: RocksStore, progress: Progress) -> None:
-        self._store = store
-        self._db = store.db
-        self._progress = progress
-        self._heads = list(store.heads().items())
-        self._total = sum(head.count for _, head in self._heads)
-        self._done = 0
-        self._indexed = 0
-        self._erased = 0
-        self._broken = False
-        """Whether some block could not be read or placed, so that counts need not agree."""
 
-    # ------------------------------------------------------------------------------------------------------- records
+@attrs.define
+class _Place:
+    """How far a walk has come: stage and key to go on from; and what went by of the source it stands in."""
 
-    def records(self) -> Iterator[Fault]:
-        """Every block of every source, in the order of keys."""
-        sources = map(self._source, range(len(self._heads)))
-        current: _Source | None = None
-        for key, value in self._blocks(b""):
-            if isinstance(value, Fault):
-                yield value
-                continue
-            source_no = self._place(key)
-            if source_no is None:
-                yield self._fault(Kind.UNKNOWN, DELTAS, key, "no block of this log stands under such a key")
-                continue
-            while current is None or current.no < source_no:
-                if current is not None:
-                    yield from current.end()
-                current = next(sources)
-            yield from self._block(current, key, value)
-        current = current or next(sources, None)
-        while current is not None:
-            yield from current.end()
-            current = next(sources, None)
+    stage: int = 0
+    key: bytes = b""
+    """Where to read on in the stage's family."""
+    blocks: int = 0
+    """Blocks seen so far."""
+    source_no: int = 0
+    begun: bool = False
+    """Whether the walk stands in the source; else it is the next one."""
+    seq: int = 0
+    """Seq that must come next; 0: take what comes."""
+    hash: bytes = b""
+    """Chain hash behind what went by; b"" if that cannot be known."""
+    timestamp: int = -1
+    """Timestamp of what went by last."""
+    size_bytes: int = 0
+    """Bytes of the records that went by."""
+    before: int = 0
+    """First seq of the block that went by last; 0: none did."""
+    suspect: int = 0
+    """First seq of a block that fits in itself, but what follows does not lead on from it; or -1: the head row."""
+    rewrites: int = 0
+    """`RocksStore.rewrites` when the source was begun; 0: `size_bytes` says nothing."""
 
-    def _source(self, source_no: int) -> _Source:
-        name, head = self._heads[source_no]
-        return _Source(self, source_no, name, head)
-
-    def _place(self, key: bytes) -> int | None:
-        """Number of the source a block key belongs to; None if it belongs to none."""
+    @classmethod
+    def parse(cls, position: bytes) -> _Place:
+        """The place `pack` was called on."""
         try:
-            source_no, seq = keys.parse_block_key(key)
-        except DecodeError:
-            return None
-        return source_no if source_no < len(self._heads) and seq else None
+            place = cls(*msgpack.unpackb(position)) if position else cls()
+            valid = 0 <= place.stage < len(STAGES) and place.source_no >= 0
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"position is none that scrub returned: {error}") from error
+        if not valid:
+            raise UsageError("position is none that scrub returned")
+        return place
 
-    def _blocks(self, begin: bytes) -> Iterator[tuple[bytes, bytes | Fault]]:
-        """All blocks from `begin` on. Behind a file that cannot be read: those the index names, one by one."""
-        last = begin
-        try:
-            for key, value in self._db.scan(DELTAS, begin=begin):
-                last = key + b"\0"
-                yield key, value
-        except StoreCorrupt as error:
-            self._broken = True
-            damage = str(error)
-        else:
-            return
-        for key in self._named_blocks(last):
+    def pack(self) -> bytes:
+        """Plain data."""
+        packed: bytes = msgpack.packb(attrs.astuple(self))
+        return packed
+
+    def lose(self) -> None:
+        """Take seq and hash from what comes next."""
+        self.seq, self.hash, self.suspect, self.rewrites = 0, b"", 0, 0
+
+
+# ---------------------------------------------------------------------------------------------------------- a portion
+
+
+@attrs.frozen
+class _Damage:
+    """Something from a key on that RocksDB cannot read."""
+
+    key: bytes
+    text: str
+
+
+_UNREADABLE: Final = (StoreCorrupt, StoreIOError)
+_WIDTHS: Final = MappingProxyType({DELTAS: 12, BY_TIME: keys.TIME_KEY_BYTES, SOURCES: 4, META: 32, SNAPSHOTS: 32})
+"""Bytes of a key, or as many as matter."""
+_NEAR: Final = 64
+"""Keys tried one by one behind damage, before the steps grow."""
+_FILE: Final = re.compile(r"\d+\.sst")
+
+
+class _Spent(Exception):  # no error: the portion is over
+    """The portion has looked at as much as it may."""
+
+
+class _Portion:
+    """A walk on one view, from a place on."""
+
+    def __init__(self, store: RocksStore, position: bytes, blocks: int) -> None:
+        self.place = _Place.parse(position)
+        self.faults: list[Fault] = []
+        self.done = dict.fromkeys(STAGES, 0)
+        self.store = store
+        self._left = blocks
+        self._said = ""
+        if not position:
+            store.db.forget_cached()
+
+    def walk(self) -> bytes:
+        """Walk; return where to go on."""
+        stages = (self._sources, self._records, self._index, self._meta, self._snapshots)
+        self.view, self.rewrites = self.store.view_of_all()
+        with self.view:
             try:
-                found = self._db.get(DELTAS, key)
-            except StoreCorrupt as error:
-                yield key, self._unreadable(key, str(error))
+                for stage in stages[self.place.stage :]:
+                    stage()
+                    self.place.stage, self.place.key, self.place.source_no = self.place.stage + 1, b"", 0
+            except _Spent:
+                return self.place.pack()
+        return b""
+
+    def spend(self, count: int) -> None:
+        """Count `count` things done in this stage; called before each block or row. Raises at the portion's end."""
+        if self._left <= 0:
+            raise _Spent
+        self._left -= 1
+        self.done[STAGES[self.place.stage]] += count
+
+    def rows(self, family: str) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values from the place on, one of the portion's count each. What cannot be read is said."""
+        for key, value in self.read(family, self.place.key, None):
+            if isinstance(value, _Damage):
+                self.unreadable(family, value)
             else:
-                if found is not None:
-                    yield key, found
-        yield last, self._fault(Kind.DAMAGED, DELTAS, last, damage)
+                self.spend(1)
+                self.place.key = key + b"\0"
+                yield key, value
 
-    def _named_blocks(self, begin: bytes) -> list[bytes]:
-        """Keys of the blocks that the index names, ascending, from `begin` on."""
-        named = set()
-        for key, value in self._entries():
+    def read(self, family: str, begin: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes | _Damage]]:
+        """Keys and values of [begin, end); where RocksDB cannot read, the damage, and then what is behind it."""
+        at: bytes | None = begin
+        while at is not None:
             try:
-                named.add(keys.parse_time_entry(key, value).block_key)
-            except DecodeError:
-                continue  # `index` reports it
-        return sorted(key for key in named if key >= begin)
+                for key, value in self.view.scan(family, at, end):
+                    at = key + b"\0"
+                    yield key, value
+                return
+            except _UNREADABLE as error:
+                damage = _Damage(at, str(error))
+            yield damage.key, damage
+            at = self._behind(family, at, end)
 
-    def _entries(self) -> Iterator[KeyValue]:
-        """The index, as far as it can be read; `index` reports where it cannot."""
+    def _behind(self, family: str, begin: bytes, end: bytes | None) -> bytes | None:
+        """The least key behind damage from which on can be read again; None if there is none up to `end`."""
+        width = max(_WIDTHS[family], len(begin)) + 1
+        most = 1 << 8 * width if end is None else int.from_bytes(end.ljust(width, b"\0"))
+
+        def readable(number: int) -> bool:
+            try:
+                next(self.view.scan(family, number.to_bytes(width), end), None)
+            except _UNREADABLE:
+                return False
+            return True
+
+        low, step, near = int.from_bytes(begin.ljust(width, b"\0")), 1 << 8, _NEAR
+        while low + step < most and not readable(low + step):
+            low, near = low + step, near - 1
+            step <<= near < 0
+        high = min(low + step, most)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if readable(middle) else (middle, high)
+        return high.to_bytes(width) if high < most else None
+
+    def get(self, family: str, key: bytes) -> bytes | None:
+        """Value of a key."""
+        found = self.view.last(family, key, key)
+        return None if found is None else found[1]
+
+    def fault(self, kind: Kind, family: str, key: bytes, message: str, source: str = "", seq: int = 0) -> None:
+        """Note a fault."""
+        file = "" if kind is Kind.MISSING else self.store.db.file_of(family, key) or ""
+        fault = Fault(kind=kind, family=family, key=key, source=source, seq=seq, file=file, message=message)
+        self.faults.append(fault)
+
+    def unreadable(self, family: str, damage: _Damage, source: str = "", seq: int = 0, until: int = 0) -> None:
+        """Note what RocksDB says of a file; once, if no deltas can be named and it was said just before."""
+        if seq or damage.text != self._said:
+            self._said = damage.text
+            named = _FILE.search(damage.text)
+            file = named[0] if named is not None else self.store.db.file_of(family, damage.key) or ""
+            deltas = f"deltas {seq} to {until} cannot be read: " if seq else ""
+            key = keys.block_key(self.place.source_no, seq) if seq else damage.key
+            fault = Fault(
+                kind=Kind.DAMAGED,
+                family=family,
+                key=key,
+                source=source,
+                seq=seq,
+                file=file,
+                message=deltas + damage.text,
+            )
+            self.faults.append(fault)
+
+    def name(self, source_no: int) -> str:
+        """Source of a number, as the store has loaded it; "" if there is none."""
         try:
-            yield from self._db.scan(BY_TIME)
+            return self.store.name(source_no)
         except StoreCorrupt:
-            self._broken = True
+            return ""
 
-    def _unreadable(self, key: bytes, text: str) -> Fault:
-        source_no, seq = keys.parse_block_key(key)
-        name = self._heads[source_no][0] if source_no < len(self._heads) else ""
-        return self._fault(Kind.DAMAGED, DELTAS, key, text, name, seq)
-
-    def _block(self, source: _Source, key: bytes, value: bytes) -> Iterator[Fault]:
-        """One block, then the index entry it asks for."""
-        first = keys.parse_block_key(key)[1]
+    def row(self, source_no: int) -> tuple[str, Head] | None:
+        """Name and head of a source; as the store has loaded them where the row is not right, which `_sources` says."""
+        key = keys.source_key(source_no)
         try:
-            held = block.decode(source.name, first, value)
-        except DecodeError as error:
-            self._broken = True
-            yield self._fault(Kind.DAMAGED, DELTAS, key, str(error), source.name, first)
-            source.lose()
-            return
-        yield from source.take(key, held)
-        yield from self._expect_entry(source, keys.time_entry(source.no, first, held.records))
-        yield from self._expect_notes(source, held)
-        self._done += len(held.deltas)
-        self._progress("verifying", self._done, self._total)
+            value = self.get(SOURCES, key)
+            if value is not None:
+                return keys.decode_head(key, value)[1:]
+        except (DecodeError, *_UNREADABLE):
+            pass
+        loaded = self.store.row(name := self.name(source_no))
+        return None if loaded is None else (name, loaded[1])
 
-    def _expect_entry(self, source: _Source, entry: TimeEntry) -> Iterator[Fault]:
-        try:
-            value = self._db.get(BY_TIME, entry.key)
-        except StoreCorrupt as error:
-            yield self._fault(Kind.DAMAGED, BY_TIME, entry.key, str(error), source.name, entry.seq)
-            return
-        if value is None:
-            self._broken = True
-            message = "the block has no entry in the time index"
-            yield self._fault(Kind.MISSING, BY_TIME, entry.key, message, source.name, entry.seq)
-        else:
-            self._indexed += 1
-            if value != entry.value:
-                message = "the entry does not say what its block holds"
-                yield self._fault(Kind.DAMAGED, BY_TIME, entry.key, message, source.name, entry.seq)
+    # ------------------------------------------------------------------------------------------------------- the stages
 
-    def _expect_notes(self, source: _Source, held: block.Block) -> Iterator[Fault]:
-        for delta in held.deltas:
-            if delta.erased:
-                self._erased += 1
-                key = keys.erased_key(source.no, delta.seq)
-                if self._db.get(META, key) is None:
-                    message = "an erased delta has no note of its erasure"
-                    yield self._fault(Kind.MISSING, META, key, message, source.name, delta.seq)
+    def _sources(self) -> None:
+        """Every row of sources: numbered densely, one that this program wrote."""
+        place = self.place
+        for key, value in self.rows(SOURCES):
+            try:
+                source_no, name, _ = keys.decode_head(key, value)
+            except DecodeError as error:
+                known = len(key) == _WIDTHS[SOURCES]
+                self.fault(Kind.DAMAGED if known else Kind.UNKNOWN, SOURCES, key, str(error))
+                place.source_no += known
+                continue
+            if source_no > place.source_no:
+                message = f"rows {place.source_no} to {source_no - 1} are not there"
+                self.fault(Kind.MISSING, SOURCES, keys.source_key(place.source_no), message)
+            loaded = self.name(source_no)
+            if loaded not in ("", name):
+                self.fault(Kind.DAMAGED, SOURCES, key, f"the row of {loaded!r} names {name!r}", loaded)
+            place.source_no = source_no + 1
 
-    # ----------------------------------------------------------------------------------------- index, meta, strangers
+    def _records(self) -> None:
+        """The blocks of every source, with the index entry and the notes each asks for; then any other keys."""
+        place = self.place
+        while (row := self.row(place.source_no)) is not None:
+            _Source(self, *row).walk()
+            place.source_no, place.begun, place.key = place.source_no + 1, False, b""
+        place.key = place.key or keys.source_key(place.source_no)
+        for key, _ in self.rows(DELTAS):
+            try:
+                source_no, seq = keys.parse_block_key(key)
+            except DecodeError as error:
+                self.fault(Kind.UNKNOWN, DELTAS, key, str(error))
+                continue
+            if source_no >= place.source_no:
+                message = f"blocks of source {source_no} stand from seq {seq} on, but it has no row"
+                self.fault(Kind.MISSING, SOURCES, keys.source_key(source_no), message)
+                place.source_no = source_no + 1
 
-    def index(self) -> Iterator[Fault]:
-        """Every entry of the time index: well formed, and of a block that is there."""
-        entries = 0
-        try:
-            for key, value in self._db.scan(BY_TIME):
-                entries += 1
-                try:
-                    keys.parse_time_entry(key, value)
-                except DecodeError as error:
-                    kind = Kind.DAMAGED if len(key) == keys.TIME_KEY_BYTES else Kind.UNKNOWN
-                    yield self._fault(kind, BY_TIME, key, str(error))
-        except StoreCorrupt as error:
-            yield self._fault(Kind.DAMAGED, BY_TIME, b"", str(error))
-            return
-        if entries != self._indexed or self._broken:
-            yield from self._entries_without_block()
-
-    def _entries_without_block(self) -> Iterator[Fault]:
-        for key, value in self._entries():
+    def _index(self) -> None:
+        """Every entry of the time index: one that a block asks for. (What it says was checked with the block.)"""
+        for key, value in self.rows(BY_TIME):
             try:
                 entry = keys.parse_time_entry(key, value)
-            except DecodeError:
+            except DecodeError as error:
+                known = len(key) == _WIDTHS[BY_TIME]
+                self.fault(Kind.DAMAGED if known else Kind.UNKNOWN, BY_TIME, key, str(error))
+                continue
+            name = self.name(entry.source_no)
+            try:
+                held = self.get(DELTAS, entry.block_key)
+                asked = held and attrs.evolve(entry, **_interval(held)).key
+            except (DecodeError, *_UNREADABLE):
+                continue  # was said with the records
+            if not held:
+                self.fault(Kind.DAMAGED, BY_TIME, key, "the block of this entry is not there", name, entry.seq)
+            elif asked != key:
+                self.fault(Kind.UNKNOWN, BY_TIME, key, "the block of this entry asks for another", name, entry.seq)
+
+    def _meta(self) -> None:
+        """Every row of meta; and that each note of an erasure has its erased delta."""
+        for key, value in self.rows(META):
+            note = key.startswith(keys.META_ERASED)
+            if not note and key not in keys.META_ROWS:
+                self.fault(Kind.UNKNOWN, META, key, "no such row is ever written")
                 continue
             try:
-                held = self._db.get(DELTAS, entry.block_key)
-            except StoreCorrupt:
-                continue  # the walk over the blocks has named it
-            if held is None or not self._asks_for(entry, held):
-                name = self._heads[entry.source_no][0] if entry.source_no < len(self._heads) else ""
-                message = "an entry of the time index whose block is not there or asks for another"
-                yield self._fault(Kind.UNKNOWN, BY_TIME, key, message, name, entry.seq)
+                content = keys.decode_meta(key, value)
+            except DecodeError as error:
+                self.fault(Kind.DAMAGED, META, key, str(error))
+                continue
+            if note:
+                self._note(key, content)
+            elif not _META_CHECKS.get(key, _anything)(content, self.store):
+                self.fault(Kind.DAMAGED, META, key, f"cannot be {content!r}"[:200])
+        for key in (keys.META_FORMAT, keys.META_STORE_ID):
+            if self.get(META, key) is None:
+                self.fault(Kind.MISSING, META, key, "the row is not there")
 
-    def _asks_for(self, entry: TimeEntry, value: bytes) -> bool:
-        """Whether a block is the one an entry stands for; one that cannot be decoded is reported elsewhere."""
-        if entry.source_no >= len(self._heads):
-            return False
-        try:
-            held = block.decode(self._heads[entry.source_no][0], entry.seq, value)
-        except DecodeError:
-            return True
-        return keys.time_entry(entry.source_no, entry.seq, held.records).key == entry.key
-
-    def meta(self) -> Iterator[Fault]:
-        """Every row of meta; and that each note of an erasure has its erased delta."""
-        notes = 0
-        try:
-            for key, value in self._db.scan(META):
-                note = key.startswith(keys.META_ERASED)
-                if not note and key not in _META_KEYS:
-                    yield self._fault(Kind.UNKNOWN, META, key, "no such row is ever written")
-                    continue
-                try:
-                    keys.decode_meta(key, value)
-                except DecodeError as error:
-                    yield self._fault(Kind.DAMAGED, META, key, str(error))
-                    continue
-                notes += note
-                if note:
-                    yield from self._expect_erased(key)
-        except StoreCorrupt as error:
-            yield self._fault(Kind.DAMAGED, META, b"", str(error))
-
-    def _expect_erased(self, key: bytes) -> Iterator[Fault]:
+    def _note(self, key: bytes, content: object) -> None:
         try:
             source_no, seq = keys.parse_block_key(key[len(keys.META_ERASED) :])
-            name, head = self._heads[source_no]
-        except (DecodeError, IndexError):
-            yield self._fault(Kind.UNKNOWN, META, key, "a note of an erasure of no delta of this log")
+        except DecodeError as error:
+            self.fault(Kind.UNKNOWN, META, key, str(error))
             return
-        if seq <= head.floor:
-            return
+        name, row = self.name(source_no), self.row(source_no)
+        if not (isinstance(content, list) and [type(part) for part in content] == [str, int]):
+            self.fault(Kind.DAMAGED, META, key, f"no note of an erasure: {content!r}"[:200], name, seq)
+        if row is None or not 0 < seq <= row[1].seq:
+            self.fault(Kind.UNKNOWN, META, key, "a note of an erasure of no delta of this log", name, seq)
+        elif seq > row[1].floor and self._kept(name, source_no, seq):
+            self.fault(Kind.DAMAGED, META, key, "a note of an erasure, but the delta is not erased", name, seq)
+
+    def _kept(self, name: str, source_no: int, seq: int) -> bool:
+        """Whether a delta is there with its payload; False where that cannot be read, which was said before."""
         try:
-            delta = self._store.get(name, seq)
-        except StoreCorrupt:
-            return  # the walk over the blocks has named it
-        if delta is None or not delta.erased:
-            message = "a note of an erasure, but the delta is not erased"
-            yield self._fault(Kind.DAMAGED, META, key, message, name, seq)
+            key, value = self.view.last(DELTAS, keys.block_key(source_no, seq)) or (b"", b"")
+            part = block.decode_part(name, keys.parse_block_key(key)[1], value, seq - 1, seq)[0]
+        except (DecodeError, *_UNREADABLE):
+            return False
+        return bool(part) and not part[0].erased
 
-    def strangers(self) -> Iterator[Fault]:
-        """Families in which nothing stands yet, and rows of sources that the store did not load."""
-        for key, _ in self._db.scan(SNAPSHOTS):
-            yield self._fault(Kind.UNKNOWN, SNAPSHOTS, key, "no snapshot is ever written")
-        stored = sum(1 for _ in self._db.scan(SOURCES))
-        if stored != len(self._heads):
-            message = f"{stored} rows, but {len(self._heads)} sources were loaded"
-            yield self._fault(Kind.DAMAGED, SOURCES, b"", message)
+    def _snapshots(self) -> None:
+        """A family in which nothing stands yet."""
+        for key, _ in self.rows(SNAPSHOTS):
+            self.fault(Kind.UNKNOWN, SNAPSHOTS, key, "no snapshot is ever written")
 
-    # -------------------------------------------------------------------------------------------------------- portions
 
-    def portion(self, position: bytes, blocks: int) -> tuple[bytes, list[Fault]]:
-        """See `scrub`."""
-        faults: list[Fault] = []
-        current: _Source | None = None
-        for key, value in self._blocks(position):
-            if blocks <= 0:
-                return key, faults
-            blocks -= 1
-            source_no = None if isinstance(value, Fault) else self._place(key)
-            if isinstance(value, Fault):
-                faults.append(value)
-            elif source_no is None:
-                faults.append(self._fault(Kind.UNKNOWN, DELTAS, key, "no block of this log stands under such a key"))
-            else:
-                if current is None or current.no != source_no:
-                    current = self._source(source_no)
-                    current.lose()
-                faults += self._block(current, key, value)
-        return b"", faults
+def _interval(value: bytes) -> dict[str, int]:
+    first, last = block.interval(value)
+    return {"first": first, "last": last}
 
-    def _fault(self, kind: Kind, family: str, key: bytes, message: str, source: str = "", seq: int = 0) -> Fault:
-        file = "" if kind is Kind.MISSING else self._db.file_of(family, key) or ""
-        return Fault(kind=kind, family=family, key=key, source=source, seq=seq, file=file, message=message)
+
+def _anything(_content: object, _store: RocksStore) -> bool:
+    return True
+
+
+_META_CHECKS: Final[Mapping[bytes, Callable[[Any, RocksStore], bool]]] = MappingProxyType(
+    {
+        keys.META_FORMAT: lambda content, _: content == keys.FORMAT,
+        keys.META_STORE_ID: lambda content, store: content == store.store_id,
+        keys.META_INCARNATIONS: lambda content, _: isinstance(content, list) and all(type(s) is str for s in content),
+    }
+)
+
+
+# ------------------------------------------------------------------------------------------------------------ a source
 
 
 class _Source:
-    """One source while its blocks go by: which seq and which hash must come next."""
+    """The blocks of one source as they go by. What must come next stands in the place."""
 
-    def __init__(self, walk: _Walk, source_no: int, name: str, head: Head) -> None:
-        self.no = source_no
-        self.name = name
-        self._walk = walk
+    def __init__(self, portion: _Portion, name: str, head: Head) -> None:
+        self._portion = portion
+        self._place = portion.place
+        self._name = name
         self._head = head
-        self._expected = head.floor + 1
-        self._hash: bytes | None = head.floor_hash
-        """Chain hash behind what went by; None when that cannot be known."""
-        self._timestamp = -1
-        self._size = 0
-        self._whole = True
-        """Whether nothing was wrong so far."""
+        self._no = portion.place.source_no
+        self._damage: _Damage | None = None
+        """What could not be read since the last block."""
+        self._seam = b""
+        """Key of a block in which the portion before has ended: blocks were merged since."""
 
-    def lose(self) -> None:
-        """What went by cannot be trusted: take seq and hash from the next block."""
-        self._hash, self._expected, self._whole = None, 0, False
+    def walk(self) -> None:
+        """Go on from the place to the end of the source, or of the portion."""
+        place, portion = self._place, self._portion
+        if not place.begun:
+            self._begin()
+        begin = self._resume() or place.key
+        for key, value in portion.read(DELTAS, begin, keys.source_key(self._no + 1)):
+            if isinstance(value, _Damage):
+                self._damage = value
+                place.hash, place.suspect, place.rewrites = b"", 0, 0
+                continue
+            portion.spend(0)
+            place.key = key + b"\0"
+            self._block(key, value)
+        self._end()
 
-    def take(self, key: bytes, held: block.Block) -> Iterator[Fault]:
-        """The next block."""
-        first = held.deltas[0].seq
-        yield from self._check_place(key, first)
-        if self._hash is not None and self._hash != held.previous:
-            yield self._damaged(key, first, "the chain does not lead from what stands before to this block")
-        hashes = chain.extend(held.previous, held.records)
-        bad = _first_difference(chain.tags(hashes), held.tags)
-        if bad is not None:
-            yield self._damaged(key, first + bad, "the record does not fit into the hash chain")
-        if self._timestamp >= held.deltas[0].timestamp:
-            yield self._damaged(key, first, "the timestamp does not come after its predecessor's")
-        self._expected = held.deltas[-1].seq + 1
-        self._hash = None if bad is not None else hashes[-1]
-        self._timestamp = held.deltas[-1].timestamp
-        self._size += sum(map(len, held.records))
+    def _begin(self) -> None:
+        place, head = self._place, self._head
+        place.begun, place.key = True, keys.source_key(self._no) if self._no else b""
+        place.seq, place.hash, place.rewrites = head.floor + 1, head.floor_hash, self._portion.rewrites
+        place.timestamp, place.size_bytes, place.before, place.suspect = -1, 0, 0, 0
+        if not head.floor and head.floor_hash != chain.genesis(self._name):
+            self._row_fault("the chain does not begin with the hash of this source's name", 1)
+            place.hash = b""
 
-    def _check_place(self, key: bytes, first: int) -> Iterator[Fault]:
-        expected = self._expected
-        if not expected or first == expected:
+    def _resume(self) -> bytes | None:
+        """Where to read on, if that is not the place's key: blocks may have been merged and dropped since."""
+        place, head = self._place, self._head
+        if place.rewrites != self._portion.rewrites:
+            place.rewrites = 0
+        if place.seq and place.seq <= head.floor:
+            place.seq, place.hash, place.before, place.suspect = head.floor + 1, head.floor_hash, 0, 0
+        try:
+            key, value = self._portion.view.last(DELTAS, keys.block_key(self._no, place.seq)) or (b"", b"")
+            no, first = keys.parse_block_key(key)
+            if no == self._no and key < place.key and first < place.seq < first + block.weigh(value)[0]:
+                self._seam = key
+                return key
+        except (DecodeError, *_UNREADABLE):
+            pass
+        return None
+
+    def _block(self, key: bytes, value: bytes) -> None:
+        """The next key: a block; its index entry; its notes."""
+        place, portion = self._place, self._portion
+        try:
+            first = keys.parse_block_key(key)[1]
+        except DecodeError as error:
+            portion.fault(Kind.UNKNOWN, DELTAS, key, str(error))
             return
-        if first > expected:
-            message = f"deltas {expected}..{first - 1} are not there"
-            missing = keys.block_key(self.no, expected)
-            self._whole = False
-            yield self._walk._fault(Kind.MISSING, DELTAS, missing, message, self.name, expected)
-        elif first <= self._head.floor:
-            yield self._unknown(key, first, f"stands below the floor {self._head.floor}")
+        place.blocks += 1
+        if self._damage is not None:
+            portion.unreadable(DELTAS, self._damage, *self._gap(first))
+            self._damage, place.seq = None, 0
+        try:
+            held = block.decode(self._name, first, value)
+        except DecodeError as error:
+            portion.fault(Kind.DAMAGED, DELTAS, key, str(error), self._name, first)
+            place.lose()
+            return
+        portion.done["records"] += len(held.deltas)
+        if self._in_place(key, held):
+            self._chain(key, held)
+            place.before, place.seq = first, held.deltas[-1].seq + 1
+            place.timestamp = held.deltas[-1].timestamp
+            place.size_bytes += sum(len(delta.record) for delta in held.deltas)
+            self._entry(held)
+            self._notes(held)
+
+    def _gap(self, until: int) -> tuple[str, int, int]:
+        """Source, first and last seq of what must be before `until` and did not come; no source if nothing lacks."""
+        place = self._place
+        return (self._name, place.seq, until - 1) if 0 < place.seq < until else ("", 0, 0)
+
+    def _in_place(self, key: bytes, held: block.Block) -> bool:
+        """Whether a block stands where it can be walked on from; if not exactly where it must, say so."""
+        place, first = self._place, held.deltas[0].seq
+        if first <= self._head.floor or 0 < first < place.seq:
+            if key == self._seam:
+                return True
+            message = f"seq {place.seq} must come here, behind the floor {self._head.floor}"
+            self._portion.fault(Kind.UNKNOWN, DELTAS, key, message, self._name, first)
+            return False
+        name, seq, last = self._gap(first)
+        if seq:
+            key = keys.block_key(self._no, seq)
+            self._portion.fault(Kind.MISSING, DELTAS, key, f"deltas {seq} to {last} are not there", name, seq)
+            place.lose()
+        if held.deltas[0].timestamp <= place.timestamp:
+            self._record_fault(key, first, "its timestamp does not come after its predecessor's")
+        return True
+
+    def _chain(self, key: bytes, held: block.Block) -> None:
+        """The chain through a block: from what went by, through its tags."""
+        place, first = self._place, held.deltas[0].seq
+        hashes = chain.extend(held.previous, held.records)
+        bad = _differs(hashes, held.tags)
+        done = place.seq - first if key == self._seam else 0
+        reached = hashes[done - 1] if done else held.previous
+        fits = not place.hash or place.hash == reached
+        if bad is not None and not fits and not done:
+            other = chain.extend(place.hash, held.records)
+            if _differs(other, held.tags) is None:
+                hashes, bad = other, None
+                self._record_fault(key, first, "the block gives another hash of what stands before it")
+                fits = True
+            else:
+                bad = _differs(other, held.tags)
+        if bad is not None:
+            self._record_fault(key, first + bad, "the record is not the one that was chained")
+            self._settle(True)
+            place.hash = b""
+            return
+        if not fits:
+            self._suspect(first)
         else:
-            yield self._unknown(key, first, f"stands where seq {expected} belongs")
-        self._hash = None
+            self._settle(bool(place.hash))
+        place.hash = hashes[-1]
 
-    def end(self) -> Iterator[Fault]:
-        """No more blocks: the head must say what went by."""
-        key = keys.source_key(self.no)
-        head = self._head
-        if head.floor == 0 and head.floor_hash != chain.genesis(self.name):
-            yield self._row_damaged("the chain does not begin with the hash of this source's name")
-        if self._expected and self._expected <= head.seq:
-            message = f"deltas {self._expected}..{head.seq} are not there"
-            missing = keys.block_key(self.no, self._expected)
-            yield self._walk._fault(Kind.MISSING, DELTAS, missing, message, self.name, self._expected)
-        elif self._expected > head.seq + 1:
-            yield self._unknown(
-                key, head.seq + 1, f"deltas up to {self._expected - 1} stand behind the head {head.seq}"
-            )
-        elif self._hash is not None and self._hash != head.hash:
-            yield self._row_damaged("the chain does not lead to the head's hash")
-        if self._whole and self._timestamp >= 0 and self._timestamp != head.timestamp:
-            yield self._row_damaged("the head's timestamp is not that of its delta")
-        if self._whole and self._size != head.size_bytes:
-            yield self._row_damaged(f"the head counts {head.size_bytes} bytes of records, there are {self._size}")
+    def _suspect(self, first: int) -> None:
+        """A block that fits in itself, but not to what went by: one of the two was replaced; what follows decides."""
+        place = self._place
+        if place.suspect or not (place.before or self._head.floor):
+            place.suspect = 0
+            self._replaced(place.before or first)
+        else:
+            place.suspect = place.before or -1
 
-    def _damaged(self, key: bytes, seq: int, message: str) -> Fault:
-        self._whole = False
-        return self._walk._fault(Kind.DAMAGED, DELTAS, key, message, self.name, seq)
+    def _settle(self, fits: bool) -> None:
+        """What follows leads on from the block behind a suspect: so the suspect was replaced."""
+        place = self._place
+        if place.suspect and fits:
+            if place.suspect < 0:
+                self._row_fault("the chain does not begin with the hash at the floor", place.before)
+            else:
+                self._replaced(place.suspect)
+            place.suspect = 0
 
-    def _unknown(self, key: bytes, seq: int, message: str) -> Fault:
-        self._whole = False
-        return self._walk._fault(Kind.UNKNOWN, DELTAS, key, message, self.name, seq)
+    def _replaced(self, first: int) -> None:
+        message = "deltas of this block were replaced: what follows them does not lead on from them"
+        self._record_fault(keys.block_key(self._no, first), first, message)
 
-    def _row_damaged(self, message: str) -> Fault:
-        return self._walk._fault(Kind.DAMAGED, SOURCES, keys.source_key(self.no), message, self.name, self._head.seq)
+    def _entry(self, held: block.Block) -> None:
+        """The one index entry a block asks for."""
+        entry = keys.time_entry(self._no, held.deltas[0].seq, held.records)
+        portion = self._portion
+        try:
+            value = portion.get(BY_TIME, entry.key)
+        except _UNREADABLE as error:
+            portion.unreadable(BY_TIME, _Damage(entry.key, str(error)))
+            return
+        if value is None:
+            message = "the block has no entry in the time index"
+            portion.fault(Kind.MISSING, BY_TIME, entry.key, message, self._name, entry.seq)
+        elif value != entry.value:
+            message = "the entry does not say what its block holds"
+            portion.fault(Kind.DAMAGED, BY_TIME, entry.key, message, self._name, entry.seq)
+
+    def _notes(self, held: block.Block) -> None:
+        """The note of each erasure."""
+        for delta in held.deltas:
+            if delta.erased:
+                key = keys.erased_key(self._no, delta.seq)
+                try:
+                    value = self._portion.get(META, key)
+                except _UNREADABLE:
+                    continue  # is said with meta
+                if value is None:
+                    message = "an erased delta has no note of its erasure"
+                    self._portion.fault(Kind.MISSING, META, key, message, self._name, delta.seq)
+
+    def _end(self) -> None:
+        """No more blocks: the row must say what went by."""
+        place, head = self._place, self._head
+        name, seq, last = self._gap(head.seq + 1)
+        if self._damage is not None:
+            self._portion.unreadable(DELTAS, self._damage, name, seq, last)
+        elif seq:
+            key = keys.block_key(self._no, seq)
+            self._portion.fault(Kind.MISSING, DELTAS, key, f"deltas {seq} to {last} are not there", name, seq)
+        if seq or not place.seq:
+            return
+        if place.seq > head.seq + 1:
+            self._row_fault(f"it ends at {head.seq}, but deltas up to {place.seq - 1} stand there", head.seq + 1)
+            return
+        if place.hash and place.hash != head.hash:
+            if place.suspect:
+                self._replaced(place.before)
+            else:
+                self._row_fault(
+                    f"the chain leads to another hash: the row or deltas from {place.before} on were replaced", head.seq
+                )
+        else:
+            self._settle(bool(place.hash))
+        if place.before and place.timestamp != head.timestamp:
+            self._row_fault("its timestamp is not that of its last delta", head.seq)
+        if place.rewrites and place.size_bytes != head.size_bytes:
+            self._row_fault(f"it counts {head.size_bytes} bytes of records, there are {place.size_bytes}", head.seq)
+
+    def _record_fault(self, key: bytes, seq: int, message: str) -> None:
+        self._portion.fault(Kind.DAMAGED, DELTAS, key, message, self._name, seq)
+
+    def _row_fault(self, message: str, seq: int) -> None:
+        self._portion.fault(Kind.DAMAGED, SOURCES, keys.source_key(self._no), message, self._name, seq)
 
 
-def _first_difference(computed: bytes, kept: Sequence[int] | bytes) -> int | None:
-    """Index of the first tag that differs, None if none does."""
-    kept = bytes(kept)
-    for index in range(0, len(computed), TAG_BYTES):
-        if computed[index : index + TAG_BYTES] != kept[index : index + TAG_BYTES]:
-            return index // TAG_BYTES
-    return None
+def _differs(hashes: list[bytes], tags: bytes) -> int | None:
+    """Index of the first hash that is not the one its tag was taken from; None if all are."""
+    computed = chain.tags(hashes)
+    if computed == tags:
+        return None
+    return next(
+        n for n in range(len(hashes)) if computed[n * TAG_BYTES :][:TAG_BYTES] != tags[n * TAG_BYTES :][:TAG_BYTES]
+    )

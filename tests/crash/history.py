@@ -159,4 +159,4 @@ def _by_source(deltas: Iterable[Delta]) -> dict[str, dict[int, str]]:
 
 
 REMOTE: Final = remote_history()
-_REMOTE: Final = _by_source(REMOTE)
+_REMOTE: Final[Mapping[str, Mapping[int, str]]] = _by_source(REMOTE)

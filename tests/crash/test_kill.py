@@ -1,4 +1,4 @@
-"""SIGKILL at any moment: what survives is a prefix per source with all that was flushed, and no dot comes twice (T2)."""
+"""SIGKILL at any moment: what survives is a prefix per source with all that was flushed; no dot comes twice (T2)."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,8 +43,8 @@ class Child:
     """A program under way: its process, and what it says."""
 
     pid: int
-    zygote: Zygote
     _pipe: int
+    _reap: Callable[[], int]
     _rest: bytes = b""
     said: list[Any] = attrs.field(factory=list)
     """Every line so far."""
@@ -66,9 +67,16 @@ class Child:
                     return True
         return True
 
+    @classmethod
+    def of(cls, process: subprocess.Popen[Any]) -> Child:
+        """A process that was started in another way, and speaks on its standard output."""
+        assert process.stdout is not None
+        return cls(process.pid, os.dup(process.stdout.fileno()), lambda: _waited(process))
+
     def kill(self) -> None:
-        """SIGKILL, wherever it is."""
-        os.kill(self.pid, signal.SIGKILL)
+        """SIGKILL, wherever it is. It may have ended before."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
 
     def end(self, deadline_s: float = DEADLINE_S) -> list[Any]:
         """Wait until it has ended; return all it said. Raises `Hang`, once it is killed."""
@@ -77,10 +85,15 @@ class Child:
             self.kill()
             self.listen(deadline_s)
         os.close(self._pipe)
-        self.status = self.zygote.reap(self.pid)
+        self.status = self._reap()
         if hangs:
             raise Hang(f"still running after {deadline_s:g} s; it said {self.said[-3:]}")
         return self.said
+
+
+def _waited(process: subprocess.Popen[Any]) -> int:
+    with process:
+        return process.wait()
 
 
 class Zygote:
@@ -109,7 +122,8 @@ class Zygote:
             request = json.dumps(["fork", program, arguments]).encode()
             socket.send_fds(self._socket, [request], [write])
             os.close(write)
-            return Child(int(self._socket.recv(64)), self, read)
+            pid = int(self._socket.recv(64))
+        return Child(pid, read, lambda: self.reap(pid))
 
     def run(self, program: str, *arguments: Any, deadline_s: float = DEADLINE_S) -> Any:
         """Run a program to its end; return the last thing it said."""
