@@ -4,6 +4,7 @@ churn PATH SEED          for ever: append, receive, flush, truncate, erase, comp
 script PATH ARMED        the same each time: four sessions that reach every failpoint (see `script`)
 inspect PATH OPTIONS     open, read and verify everything, append two deltas, close; say what was found
 hits PATH                `script`, then say how often each failpoint was reached
+sample PATH              a log with something in every kind of file, left by a killed process
 
 Each says, one JSON line each: what it handed out or applied, what was acknowledged as durable, what it asks for before
 it asks for it. `history.Known` takes that in.
@@ -19,37 +20,27 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import attrs
 import trio
 
-import deltalog.witness
 from deltalog import failpoints
 from deltalog.delta import Delta
 from deltalog.errors import (
     BelowFloor,
-    DataLoss,
-    DeltaLogError,
     LogReadOnly,
     RingFull,
-    StoreCorrupt,
     StoreFull,
     StoreIOError,
 )
 from deltalog.log import DeltaLog, LogOptions
-from deltalog.manager import Manager, Upkeep, open_manager
-from deltalog.profiles import SharedMemory
-from deltalog.rocks import Rocks
-from deltalog.rocks_store import FAMILIES, RocksStore
-from deltalog.verify import verify
+from deltalog.manager import Manager, open_manager
 from tests.crash.history import REMOTE, SOURCE, fingerprint
+from tests.crash.inspection import NO_UPKEEP, Say, inspect
 from tests.deltalog.directories import flip, killed, wal
-
-Say = Callable[[Any], None]
-NO_UPKEEP = Upkeep(flush_interval_s=None, collect_interval_s=None, compact_interval_s=None, disk_interval_s=None)
 
 
 def told(deltas: list[Delta]) -> dict[str, Any]:
@@ -299,6 +290,34 @@ def _third(say: Say, path: str) -> None:
     flip(wal(Path(path)), -10)
 
 
+def sample(say: Say, path: str) -> None:
+    """Sorted files on two levels, a log with 40 fsynced writes and 5 that are not, 2 deltas handed out."""
+
+    async def main() -> None:
+        async with open_manager(path, source=SOURCE, upkeep=NO_UPKEEP, reserve_bytes=64 << 10) as manager:
+            log = manager.log
+            chance = random.Random(1)
+            for number in range(6):
+                say(told([log.append_nowait(chance.randbytes(2000)) for _ in range(30)]))
+                await _use(log, say, 40)
+                if number == 2:
+                    say({"truncating": {SOURCE: 20}})
+                    say({"truncated": dict((await log.truncate(until={SOURCE: 20})).floor)})
+                    say({"erasing": [SOURCE, 50]})
+                    await log.erase((SOURCE, 50), "a reason")
+                    say({"erased": [SOURCE, 50]})
+                    await log.compact()
+                if number == 4:
+                    await manager.flush()
+
+    trio.run(main)
+    with killed(Path(path), reserve_bytes=64 << 10) as opened:
+        for _ in range(40):
+            say(told(opened.write(1)))
+        say({"durable": opened.heads})
+        say(told(opened.write(5, sync=False) + opened.hand_out(2)))
+
+
 def hits(say: Say, path: str) -> None:
     """Say how often the script reaches each failpoint."""
     count: Counter[str] = Counter()
@@ -308,88 +327,9 @@ def hits(say: Say, path: str) -> None:
     say({"hits": count})
 
 
-# ------------------------------------------------------------------------------------------------------------ inspect
-
-
-def inspect(say: Say, path: str, boot: str = "", accept_loss: bool = False, append: bool = True) -> None:
-    """Say what is there: {"error": ...}, or everything that `history.Known.check` asks for."""
-    if boot:
-        deltalog.witness.boot_id = lambda: boot
-    try:
-        found = trio.run(_inspected, path, accept_loss, append)
-    except DataLoss as error:
-        say({"error": "DataLoss", "message": str(error), "lost": error.lost, "lost_unnamed": error.lost_unnamed})
-    except DeltaLogError as error:
-        say({"error": type(error).__name__, "message": str(error)})
-    else:
-        found["problems"] += _verified(Path(path))
-        say(found)
-
-
-async def _inspected(path: str, accept_loss: bool, append: bool) -> dict[str, Any]:
-    async with open_manager(
-        path, source=SOURCE, create=False, accept_loss=accept_loss, upkeep=NO_UPKEEP, reserve_bytes=0
-    ) as manager:
-        log = manager.log
-        problems: list[str] = []
-        deltas: list[Delta] = []
-        try:
-            deltas = [delta async for delta in log.replay()]
-            problems = _wrong(deltas, log.heads, log.floor)
-            problems += ["a time range gives other deltas"] * (deltas != [delta async for delta in log.between()])
-            problems += [f"({source!r}, {seq}) is wrong" for source, seq in await _wrong_gets(log, deltas)]
-        except StoreCorrupt as error:
-            problems.append(f"reading: {error}")
-        contents: dict[str, list[str]] = {source: [] for source in log.heads}
-        for delta in deltas:
-            contents[delta.source].append(fingerprint(delta))
-        heads = dict(log.heads)
-        fresh = [await log.append("fresh", durable=True) for _ in range(2)] if append else []
-        return {
-            "report": {**attrs.asdict(manager.startup), "lost": dict(manager.startup.lost)},
-            "heads": heads,
-            "floors": dict(log.floor),
-            "contents": contents,
-            "erased": [delta.dot for delta in deltas if delta.erased],
-            "fresh": [(delta.source, delta.seq, fingerprint(delta)) for delta in fresh],
-            "problems": problems,
-        }
-
-
-def _wrong(deltas: list[Delta], heads: Mapping[str, int], floors: Mapping[str, int]) -> list[str]:
-    """What is wrong with all that is held: gaps (I2), missing causes (I5), times out of order (I6)."""
-    problems = []
-    last: dict[str, Delta] = {}
-    for delta in deltas:
-        before = last.get(delta.source)
-        seq = before.seq if before is not None else floors.get(delta.source, 0)
-        if delta.seq != seq + 1:
-            problems.append(f"{delta.source!r}: {delta.seq} comes after {seq}")
-        if before is not None and before.timestamp >= delta.timestamp:
-            problems.append(f"{delta.source!r}: {delta.seq} is not later than {seq}")
-        for source, needed in delta.deps.items():
-            if (last[source].seq if source in last else floors.get(source, 0)) < needed:
-                problems.append(f"{delta.dot} comes before its cause ({source!r}, {needed})")
-        last[delta.source] = delta
-    for source, head in heads.items():
-        if (last[source].seq if source in last else floors.get(source, 0)) != head:
-            problems.append(f"{source!r} ends before its head {head}")
-    return problems
-
-
-async def _wrong_gets(log: DeltaLog, deltas: list[Delta]) -> list[tuple[str, int]]:
-    """A sample, asked for one by one."""
-    return [delta.dot for delta in deltas[:: max(1, len(deltas) // 20)] if await log.get(delta.dot) != delta]
-
-
-def _verified(path: Path) -> list[str]:
-    """What `verify` finds."""
-    rocks = path / "rocks" / "delta"
-    with closing(RocksStore(lambda: Rocks.open_read_only(rocks, FAMILIES, SharedMemory()))) as store:
-        return [f"verify: {fault}" for fault in verify(store)]
-
-
-PROGRAMS: dict[str, Callable[..., None]] = {"churn": churn, "script": script, "hits": hits, "inspect": inspect}
+PROGRAMS: dict[str, Callable[..., None]] = {
+    program.__name__: program for program in (churn, script, hits, sample, inspect)
+}
 
 
 def main(program: str, *arguments: str) -> None:

@@ -92,8 +92,11 @@ class Known:
 
     # --------------------------------------------------------------------------------------------- what must hold
 
-    def check(self, found: dict[str, Any], *, power_cut: bool = False) -> None:
-        """Hold what `child_log.inspect` found against what is known; then know that, too."""
+    def check(self, found: dict[str, Any], *, power_cut: bool = False, exact: bool = True) -> None:
+        """Hold what `child_log.inspect` found against what is known; then know that, too.
+
+        exact: the memory map survived, so what was handed out and never written must be named to the last dot.
+        """
         assert not found["problems"], found["problems"]
         heads, floors = found["heads"], found["floors"]
         assert found["report"]["kind"] != "lost", found["report"]
@@ -110,7 +113,7 @@ class Known:
         if not power_cut:
             for source, floor in self.floors.items():
                 assert floors.get(source, 0) >= floor, f"{source!r}: a truncation to {floor} is undone"
-        self._check_tail(found["report"], heads, power_cut=power_cut)
+        self._check_tail(found["report"], heads, exact=exact and not power_cut)
         self._learn(found)
 
     def _check_contents(self, source: str, floor: int, contents: list[str]) -> None:
@@ -120,13 +123,13 @@ class Known:
             assert known.get(seq, content) == content, f"({source!r}, {seq}) is another delta than was handed out"
             assert source in self.remote or seq in known or seq > last, f"({source!r}, {seq}) was never handed out"
 
-    def _check_tail(self, report: dict[str, Any], heads: dict[str, int], *, power_cut: bool) -> None:
+    def _check_tail(self, report: dict[str, Any], heads: dict[str, int], *, exact: bool) -> None:
         """Dots that were handed out and are gone are named, and their source appends no more."""
         for source, contents in self.handed.items():
             if source in self.remote or source.split("~")[0] != SOURCE or max(contents) <= heads.get(source, 0):
                 continue
             assert report["source"] != source, f"I1: {source!r} goes on, though {max(contents)} was handed out"
-            if report["incarnation_of"] == source and not power_cut:
+            if report["incarnation_of"] == source and exact:
                 first, last = report["lost"][source]
                 assert first == heads.get(source, 0) + 1, report
                 assert last >= max(contents), report

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ from deltalog.chain import TAG_BYTES, extend, genesis, payload_hash, tags
 from deltalog.codec import decode, erase
 from deltalog.delta import Delta
 from deltalog.errors import DecodeError
+from tests.fuzz.targets import DELTAS, ERASED
 from tests.strategies import deltas, runs, sources
 
 
@@ -30,8 +32,11 @@ def naive_head(source: str, run: list[Delta]) -> bytes:
 
 
 @given(runs())
-def test_the_chain_is_the_formula(run: list[Delta]) -> None:
-    assert head_of("alice", run) == naive_head("alice", run)
+def test_the_chain_is_the_formula_and_tags_are_the_first_bytes_of_each_link(run: list[Delta]) -> None:
+    hashes = extend(genesis("alice"), [delta.record for delta in run])
+    assert hashes[-1] == naive_head("alice", run)
+    assert TAG_BYTES == 2
+    assert tags(hashes) == b"".join(value[:2] for value in hashes)
 
 
 @given(runs(), st.data())
@@ -56,17 +61,18 @@ def test_i9_any_flipped_bit_is_refused_or_changes_the_head(run: list[Delta], dat
     assert head_of("alice", [*run[:number], flipped, *run[number + 1 :]]) != head_of("alice", run)
 
 
-@given(deltas())
-def test_i9_every_single_bit_of_one_record(delta: Delta) -> None:
-    head = head_of(delta.source, [delta])
-    for bit in range(min(8 * len(delta.record), 800)):
+@pytest.mark.parametrize("number", range(5))
+def test_i9_every_single_bit_of_one_record(number: int) -> None:
+    delta = (*DELTAS, ERASED)[number]
+    head = head_of("alice", [delta])
+    for bit in range(8 * len(delta.record)):
         record = bytearray(delta.record)
         record[bit // 8] ^= 1 << bit % 8
         try:
-            flipped = decode(delta.source, bytes(record))
+            flipped = decode("alice", bytes(record))
         except DecodeError:
             continue
-        assert head_of(delta.source, [flipped]) != head
+        assert head_of("alice", [flipped]) != head
 
 
 @given(runs(most=6), deltas(source="alice"), st.data())
@@ -99,24 +105,10 @@ def test_an_erasure_leaves_every_link_as_it_was(data: st.DataObject) -> None:
 @given(deltas(), st.binary(min_size=32, max_size=32))
 def test_an_erasure_with_another_hash_changes_the_head(delta: Delta, digest: bytes) -> None:
     erased = erase(delta, digest)
+    assert payload_hash(erased) == digest
     assert (head_of(delta.source, [erased]) == head_of(delta.source, [delta])) == (digest == payload_hash(delta))
-
-
-@given(deltas())
-def test_a_payload_keeps_its_hash_when_it_is_erased(delta: Delta) -> None:
-    digest = payload_hash(delta)
-    assert len(digest) == 32
-    assert payload_hash(erase(delta, digest)) == digest
 
 
 def test_the_three_uses_of_the_hash_are_kept_apart() -> None:
     plain = blake2b(b"alice", digest_size=32).digest()
     assert len({plain, genesis("alice"), genesis("Alice"), genesis("alice\0")}) == 4
-
-
-@given(runs())
-def test_tags_are_the_first_bytes_of_each_link(run: list[Delta]) -> None:
-    hashes = extend(genesis("alice"), [delta.record for delta in run])
-    made = tags(hashes)
-    assert TAG_BYTES == 2
-    assert [made[at : at + 2] for at in range(0, len(made), 2)] == [value[:2] for value in hashes]

@@ -76,17 +76,17 @@ def test_no_delta_is_made_beside_the_codec() -> None:
         attrs.evolve(delta, seq=8)
 
 
-@pytest.mark.parametrize("way", COPIES)
-@given(delta=deltas())
-def test_a_copy_is_equal_in_every_field_and_as_immutable(way: str, delta: Delta) -> None:
-    other = COPIES[way](delta)
-    assert type(other) is Delta
-    assert other == delta
-    assert [getattr(other, name) for name in FIELDS] == [getattr(delta, name) for name in FIELDS]
-    with pytest.raises(TypeError):
-        other.deps["bob"] = 3  # type: ignore[index]
-    with pytest.raises(attrs.exceptions.FrozenInstanceError):
-        other.seq = 3
+@given(deltas())
+def test_a_copy_is_equal_in_every_field_and_as_immutable(delta: Delta) -> None:
+    for way in COPIES.values():
+        other = way(delta)
+        assert type(other) is Delta
+        assert other == delta
+        assert [getattr(other, name) for name in FIELDS] == [getattr(delta, name) for name in FIELDS]
+        with pytest.raises(TypeError):
+            other.deps["bob"] = 3  # type: ignore[index]
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            other.seq = 3
 
 
 def test_an_erased_delta_can_be_copied_too() -> None:

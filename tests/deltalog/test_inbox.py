@@ -65,7 +65,7 @@ class InboxMachine(RuleBasedStateMachine):
 
 
 TestInbox = InboxMachine.TestCase
-TestInbox.settings = settings(stateful_step_count=30)
+TestInbox.settings = settings(stateful_step_count=20)
 
 
 class Receiver:

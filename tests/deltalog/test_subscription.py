@@ -308,7 +308,7 @@ async def test_i13_a_subscription_holds_the_floor_at_its_position() -> None:
 
 
 async def test_i13_one_that_is_ahead_of_the_log_holds_what_it_has_not_passed_yet() -> None:
-    """As after a restart that lost the unsynced end: what comes again is not given again, and nothing else is missed."""
+    """As after a restart that lost the unsynced end: what comes again is not given again, nothing else is missed."""
     async with Rig().running(ring_deltas=1000) as log:
         subscription = log.subscribe({"bob": 5})
         await log.append("x")

@@ -30,13 +30,14 @@ LONG_FILES: dict[str, str] = {
     "deltalog/rocks_scan.py": "four ways to read that share the merge by time",
     "deltalog/rocks_store.py": "one batch for record, index and head, whatever changes them",
     "deltalog/startup.py": "one opening, step by step, in the order its docstring numbers",
-    "deltalog/verify.py": "one walk over a store: blocks, index, meta",
     "tests/crash/test_powercut.py": "one table of file operations and what a power cut makes of each",
     "tests/crash/test_shim.py": "one test per interposed call",
     "tests/deltalog/test_rocks.py": "every call of the door, on real RocksDB",
     "tests/deltalog/test_rocks_errors.py": "one test per row of the error map",
     "tests/deltalog/test_rocks_faults.py": "one test per kind of damage",
     "tests/deltalog/test_rocks_scan.py": "every read against a naive one, and what it costs",
+    "tests/deltalog/test_rocks_store.py": "what only the store on RocksDB does: batches, damage, kill -9, threads",
+    "tests/deltalog/test_verify.py": "one test per way to tamper with a store",
     "tests/laws/delta_store.py": "the contract of a store, law by law",
 }
 """File over the bound -> why it is one idea all the same."""
