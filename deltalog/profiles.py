@@ -67,7 +67,7 @@ class SharedMemory:
     read at the moment may pass it: by a tenth under steady load, more if single batches are large.
 
     A block that is in the cache is not read from disk again, not even by another instance over the same files. Who
-    wants to know what is on disk opens it read-only with a `SharedMemory` of its own.
+    wants to know what is on disk closes it and opens it (read-only, say) with a `SharedMemory` of its own.
     """
 
     cache_bytes: int = attrs.field(default=32 << 20, validator=_at_least(1 << 20))

@@ -6,6 +6,8 @@ order of any two deltas that stay can still be told.
 
 from __future__ import annotations
 
+import math
+
 import attrs
 
 from deltalog.clock import pack
@@ -25,9 +27,12 @@ class Retention:
     """Keep about this many bytes of encoded records (by the average size of a record)."""
 
     def __attrs_post_init__(self) -> None:
-        for name, value in attrs.asdict(self).items():
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
-                raise UsageError(f"retention.{name} must be a number of at least 0, not {value!r}")
+        age, counts = self.max_age_s, {"max_deltas": self.max_deltas, "max_bytes": self.max_bytes}
+        if age is not None and (type(age) not in (int, float) or not 0 <= age < math.inf):
+            raise UsageError(f"retention.max_age_s must be a number of seconds, at least 0, not {age!r}"[:200])
+        for name, value in counts.items():
+            if value is not None and (type(value) is not int or value < 0):
+                raise UsageError(f"retention.{name} must be an integer of at least 0, not {value!r}"[:200])
 
 
 def plan(store: DeltaStore, retention: Retention, now_ms: int) -> dict[str, int]:

@@ -188,7 +188,11 @@ class Rocks:
         *,
         wal_tail: WalTail = "refuse",
     ) -> Rocks:
-        """Open for reading what exists, as it is now, also while somebody has it open for writing.
+        """Open for reading what exists, as it is now.
+
+        Beside a writer that compacts meanwhile this may raise StoreCorrupt or StoreIOError although nothing is damaged:
+        RocksDB misses files that the compaction has just removed. It never gives a wrong answer. So believe such an
+        error only while nobody has the directory open for writing.
 
         The preflight of a safe open: deletes nothing, and creates nothing but LOG files and a rocksdict-config.json
         that nothing reads; for these the directory must be writable. Raises as `open` does, but for StoreInUse.

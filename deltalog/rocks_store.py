@@ -267,12 +267,12 @@ class RocksStore:
                 raise StoreClosed("the store is closed")
             return self._db.view(DELTAS, BY_TIME)
 
-    def view_of_all(self) -> tuple[View, int]:
-        """A consistent view of all families, to be closed by `with`; and `rewrites` at that moment."""
+    def view_of_all(self) -> tuple[View, int, int]:
+        """A view of all families, to be closed by `with`; `rewrites`, and the number of sources, at that moment."""
         with self._lock:
             if self._closed:
                 raise StoreClosed("the store is closed")
-            return self._db.view(), self.rewrites
+            return self._db.view(), self.rewrites, len(self._names)
 
     def row(self, source: str) -> tuple[int, Head] | None:
         """Number and head of a source, None if nothing of it was ever stored."""

@@ -10,13 +10,17 @@ local variable: the traceback of an error that somebody keeps would keep it too.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from typing import Never, Protocol, Self
+from typing import Final, Never, Protocol, Self
 
 from deltalog.errors import StoreClosed, StoreUsageError
 from deltalog.rocks_errors import mapped_errors
 from deltalog.rocks_values import refuse_inverted, refuse_not_bytes
 
 KeyValue = tuple[bytes, bytes]
+
+
+_BEYOND: Final = b"\xff" * 64
+"""Behind every key."""
 
 
 class RawIterator(Protocol):
@@ -75,7 +79,16 @@ class Cursor:
             if self.turn != turn:
                 raise StoreUsageError("scan: its view was closed, or read again in this family, meanwhile")
             self.iterator.prev() if reverse else self.iterator.next()
-        self.iterator.status()
+        self._check()
+
+    def _check(self) -> None:
+        """Raise the error at which the iterator stopped, if it was one. It would stop there again wherever it is sent
+        next, but for a place where it reads nothing."""
+        try:
+            self.iterator.status()
+        except Exception:
+            self.iterator.seek(_BEYOND)
+            raise
 
     def _to_last(self, end: bytes | None) -> None:
         if end is None:
@@ -90,7 +103,7 @@ class Cursor:
         self.turn += 1
         self.iterator.seek_for_prev(at_most)
         if not self.iterator.valid():
-            self.iterator.status()
+            self._check()
             return None
         key = self.iterator.key()
         return (key, self.iterator.value()) if key >= at_least else None

@@ -118,6 +118,9 @@ class _Portion(Walk):
             if loaded not in ("", name):
                 self.fault(Kind.DAMAGED, SOURCES, key, f"the row of {loaded!r} names {name!r}", loaded)
             place.source_no = source_no + 1
+        if place.source_no < self.sources:
+            message = f"rows {place.source_no} to {self.sources - 1} are not there"
+            self.fault(Kind.MISSING, SOURCES, keys.source_key(place.source_no), message)
 
     def _no_row(self, family: str, key: bytes, error: DecodeError) -> bool:
         """Note a row that is none; return whether it stands under a key of the family's shape."""

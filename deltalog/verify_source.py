@@ -70,11 +70,12 @@ class SourceWalk:
         if 0 < place.seq <= head.floor:
             place.seq, place.hash, place.before, place.suspect = head.floor + 1, head.floor_hash, 0, 0
         try:
-            key, value = self._walk.view.last(DELTAS, keys.block_key(self._no, place.seq)) or (b"", b"")
+            key, value = self._walk.view.last(DELTAS, keys.block_key(self._no, max(0, place.seq - 1))) or (b"", b"")
             no, first = keys.parse_block_key(key)
-            if no == self._no and key < place.key and first < place.seq < first + block.weigh(value)[0]:
+            begins_before = no == self._no and head.floor < first <= max(place.before, head.floor + 1)
+            if begins_before and first < place.seq and (place.seq < first + block.weigh(value)[0] or key >= place.key):
                 self._seam = key
-                return key
+                return min(key, place.key)
         except (DecodeError, *UNREADABLE):
             pass  # the walk comes by again
         return None
@@ -122,6 +123,8 @@ class SourceWalk:
     def _take_block(self, key: bytes, first: int, held: block.Block) -> None:
         place, walk = self._place, self._walk
         deltas = held.deltas[place.seq - first :] if key == self._seam else held.deltas
+        if not deltas:
+            return  # what went by was cut at a floor
         if deltas[0].timestamp <= place.timestamp:
             self._record_fault(key, deltas[0].seq, "its timestamp does not come after its predecessor's")
         self._chain(key, first, held)

@@ -15,6 +15,7 @@ import attrs
 import msgpack
 
 from deltalog import keys
+from deltalog.delta import SEQ_MAX
 from deltalog.errors import DecodeError, StoreCorrupt, StoreIOError, UsageError
 from deltalog.keys import BY_TIME, DELTAS, META, SNAPSHOTS, SOURCES, Head
 from deltalog.rocks_store import RocksStore
@@ -25,8 +26,8 @@ WIDTHS: Final = MappingProxyType({DELTAS: 12, BY_TIME: keys.TIME_KEY_BYTES, SOUR
 UNREADABLE: Final = (StoreCorrupt, StoreIOError)
 """What a read of a damaged file raises."""
 
-_NEAR: Final = 64
-"""Keys tried one by one behind damage, before the steps grow."""
+_NEAR: Final = 1024
+"""Seqs tried one by one behind damage, before the steps double: about what one page of the file holds."""
 _FILE: Final = re.compile(r"\d+\.sst")
 
 
@@ -95,11 +96,13 @@ class Place:
     def parse(cls, position: bytes) -> Place:
         """The place that was packed; the beginning for b"". Raises `UsageError` for anything else."""
         try:
-            place = cls(*msgpack.unpackb(position)) if position else cls()
-            valid = 0 <= place.stage < len(STAGES) and place.source_no >= 0
+            values = msgpack.unpackb(position) if position else attrs.astuple(cls())
         except (ValueError, TypeError) as error:
             raise UsageError(f"position is none that scrub returned: {error}") from error
-        if not valid:
+        if not isinstance(values, list | tuple) or [type(v) for v in values] != [type(v) for v in attrs.astuple(cls())]:
+            raise UsageError("position is none that scrub returned")
+        place = cls(*values)
+        if not (0 <= place.stage < len(STAGES) and 0 <= place.source_no < 1 << 32 and 0 <= place.seq <= SEQ_MAX):
             raise UsageError("position is none that scrub returned")
         return place
 
@@ -134,7 +137,7 @@ class Walk:
         """Deltas walked, rows of the other stages."""
         self.damage_behind: Damage | None = None
         """Met behind a source that is whole: it will be the next one's, unless that is whole too."""
-        self.view, self.rewrites = store.view_of_all()
+        self.view, self.rewrites, self.sources = store.view_of_all()
         self._left = blocks
         self._said = ""
 
@@ -173,7 +176,7 @@ class Walk:
 
     def _behind(self, family: str, begin: bytes, end: bytes | None) -> bytes | None:
         """The least key behind damage from which on can be read again; None if there is none up to `end`."""
-        width = max(WIDTHS[family], len(begin)) + 1
+        width = max(WIDTHS[family] + 1, len(begin))
         most = 1 << 8 * width if end is None else int.from_bytes(end.ljust(width, b"\0"))
 
         def readable(number: int) -> bool:
@@ -219,7 +222,7 @@ class Walk:
         except (DecodeError, *UNREADABLE):
             pass  # is noted with the sources
         loaded = self.store.row(name := self.name(source_no))
-        return None if loaded is None else (name, loaded[1])
+        return (name, loaded[1]) if loaded is not None and source_no < self.sources else None
 
     # ---------------------------------------------------------------------------------------------------------- faults
 

@@ -40,12 +40,15 @@ def wrote_until_killed(machine: Machine, chance: random.Random, known: Known) ->
     assert child.status == -9, child.said[-1]
 
 
-def spoil_marks(machine: Machine, chance: random.Random) -> None:
-    """What a memory map holds after a power cut is anybody's guess, and the shim leaves it alone."""
+def spoil_marks(machine: Machine, known: Known, chance: random.Random) -> None:
+    """What a memory map holds after a power cut is anybody's guess, and the shim leaves it alone.
+
+    The worst guess is one that looks as if nothing were lost.
+    """
     witness = machine.root / "data" / "witness"
     if witness.exists():
         mark = struct.unpack_from("=Q", witness.read_bytes())[0]
-        guesses = [0, mark, mark + 3, mark // 2, chance.getrandbits(64)]
+        guesses = [0, mark, mark + 3, chance.getrandbits(64), *list(known.durable.values()) * 3]
         with witness.open("r+b") as file:
             file.write(struct.pack("=QQ", chance.choice(guesses), chance.choice(guesses)))
 
@@ -57,7 +60,7 @@ def lives(shim: Shim, directory: Path, policy: Policy, seed: int) -> Counter[str
     for life in range(2):
         wrote_until_killed(machine, chance, known)
         machine.power_cut(policy, seed)
-        spoil_marks(machine, chance)
+        spoil_marks(machine, known, chance)
         found: dict[str, Any] = Zygote.shared().run(
             "inspect", str(machine.root / "data"), f"boot {life}", deadline_s=30
         )
