@@ -171,6 +171,23 @@ def attributes(problem: Problem) -> tuple[str, str, str, object]:
     return problem.what, problem.member, problem.message, problem.error
 
 
+async def test_of_an_instance_that_leaves_while_it_fails_nobody_complains(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    fake = FakeMember()
+    fake.takes_s, fake.error["flush"] = 5, StoreFull("no space")
+    problems: list[Problem] = []
+    upkeep = Upkeep(flush_interval_s=10, collect_interval_s=None, compact_interval_s=None, disk_interval_s=None)
+    async with opened(tmp_path / "d", upkeep, on_problem=problems.append) as manager:
+        manager.join("fake", fake)
+        await trio.sleep(12)
+        manager.leave("fake")
+        await trio.sleep(10)
+        assert fake.times("flush") == [10]
+        assert problems == []
+        assert manager.health().ok
+
+
 async def test_slow_upkeep_of_one_kind_does_not_hold_up_another(autojump_clock: MockClock, tmp_path: Path) -> None:
     fake = FakeMember()
     upkeep = Upkeep(flush_interval_s=10, collect_interval_s=None, compact_interval_s=10, disk_interval_s=None)

@@ -16,11 +16,11 @@ from deltalog.chain import payload_hash
 from deltalog.clock import pack
 from deltalog.codec import build, erase
 from deltalog.delta import Delta, Limits
-from deltalog.errors import LogReadOnly, StoreFull, UsageError
+from deltalog.errors import LogClosed, LogReadOnly, StoreFull, UsageError
 from deltalog.log import DeltaLog
 from deltalog.receiver import Receipt
 from deltalog.version import Dot
-from tests.deltalog.memory_log import NOON_MS, Rig, Wall, collect, remote, stored, values
+from tests.deltalog.memory_log import NOON_MS, Rig, collect, remote, stored, until, values
 from tests.models import InboxModel
 from tests.strategies import History, histories
 
@@ -168,12 +168,13 @@ async def test_a_clock_too_far_ahead_is_refused_and_moves_nothing() -> None:
 
 async def test_a_wall_clock_that_jumps_back_in_the_middle_breaks_nothing() -> None:
     rig = Rig()
-    rig.wall = Wall(step_ms=-100)
     async with rig.running(drift_ms=500) as log:
-        for seq in range(1, 20):
-            await log.receive([remote("bob", seq, seq - 100 * seq)])
-        heads = log.heads
-        assert [delta.seq for delta in await collect(log.replay())] == list(range(1, heads["bob"] + 1))
+        rig.wall.ms, rig.wall.step_ms = NOON_MS + 1000, -1000
+        assert await receive_one(log, remote("bob", 1, 500)) == "applied", "it was within the bound when looked at"
+        rig.wall.step_ms = 0
+        assert "ahead of this node's clock" in await receive_one(log, remote("bob", 2, 501))
+        assert (await log.append("x")).timestamp > pack(NOON_MS + 500)
+        assert len(await collect(log.replay())) == 2
 
 
 # ------------------------------------------------------------------------------------------------- own source and forks
@@ -297,6 +298,25 @@ async def test_receiving_waits_for_room_and_lets_others_run(autojump_clock: Mock
         assert len((await log.receive(many[:1])).applied) == 5000, "one sets all free"
         assert min(before, turns) >= 9
         nursery.cancel_scope.cancel()
+
+
+async def test_a_long_receive_in_whose_middle_the_log_is_closed_applies_no_more() -> None:
+    rig = Rig()
+    many = [remote("bob", seq, seq) for seq in range(1, 5001)]
+    outcome: list[object] = []
+
+    async def receive(log: DeltaLog) -> None:
+        try:
+            outcome.append(await log.receive(many))
+        except LogClosed as error:
+            outcome.append(error)
+
+    async with trio.open_nursery() as nursery:
+        async with rig.running() as log:
+            nursery.start_soon(receive, log)
+            await until(lambda: log.heads)
+    assert isinstance(outcome[0], LogClosed)
+    assert stored(rig.store.survivor())["bob"] == many[: log.heads["bob"]]
 
 
 async def test_i10_a_log_that_turns_read_only_in_the_middle_raises_and_keeps_what_was_decided(

@@ -337,7 +337,7 @@ def test_read_only_sees_what_a_living_writer_wrote_and_writes_nothing(path: Path
 
 
 def test_read_only_beside_a_compacting_writer_is_right_or_fails(path: Path, store: Rocks) -> None:
-    """It fails once in 25 opens here, as if damaged: the files it was about to open were just removed. Never silently."""
+    """It fails once in 25 opens here, as if damaged: files it was about to open were just removed. Never silently."""
     put(store, "a", always="there")
     store.flush()
     stop = threading.Event()
