@@ -311,10 +311,9 @@ async def test_a_long_receive_in_whose_middle_the_log_is_closed_applies_no_more(
         except LogClosed as error:
             outcome.append(error)
 
-    async with trio.open_nursery() as nursery:
-        async with rig.running() as log:
-            nursery.start_soon(receive, log)
-            await until(lambda: log.heads)
+    async with trio.open_nursery() as nursery, rig.running() as log:
+        nursery.start_soon(receive, log)
+        await until(lambda: log.heads)
     assert isinstance(outcome[0], LogClosed)
     assert stored(rig.store.survivor())["bob"] == many[: log.heads["bob"]]
 
