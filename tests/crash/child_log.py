@@ -87,8 +87,7 @@ class Churn:
         self.say(told(deltas))
 
     async def append_durably(self) -> None:
-        delta = await self.log.append(self.payload(), durable=True)
-        self.say({**told([delta]), "durable": {delta.source: delta.seq}})
+        await _append_durably(self.log, self.say, self.payload())
 
     async def receive(self) -> None:
         heads = self.log.heads
@@ -231,7 +230,13 @@ async def _use(log: DeltaLog, say: Say, count: int) -> None:
     heads = dict(log.heads)
     await _settled(log.flush)
     say({"durable": heads})
-    delta = await log.append("durable", durable=True)
+    await _append_durably(log, say, "durable")
+
+
+async def _append_durably(log: DeltaLog, say: Say, payload: object) -> None:
+    """Say its dot beforehand: an append that fails while it waits has been accepted, and may be stored later."""
+    say({"appending": [log.source, log.heads.get(log.source, 0) + 1]})
+    delta = await log.append(payload, durable=True)
     say({**told([delta]), "durable": {delta.source: delta.seq}})
 
 

@@ -177,6 +177,14 @@ class DeltaStoreLaws:
             pair.model.check(pair.store, count)
         assert [delta.source for delta in drained(pair.store.between(5, 6), 2)] == sorted(names)
 
+    def test_a_source_that_begins_at_a_timestamp_of_others_stands_between_them(self, pair: Pair) -> None:
+        """Whatever is read ahead of the others ends at some such timestamp."""
+        for source in ("a", "z"):
+            pair.add(source, *range(300))
+        pair.write(*(pair.model.run(f"m{number}", [number, number + 2]) for number in range(300)))
+        for count in PAGES:
+            pair.model.check(pair.store, count)
+
     def test_between_finds_blocks_that_nest_touch_and_hold_one_delta(self, pair: Pair) -> None:
         pair.add("long", 0, 1 << 40, END)
         pair.add("inside", 5, 6, 7)
