@@ -65,6 +65,7 @@ _TEXTS_MAX: Final = 4096
 _TIMESTAMP_AT: Final = 22
 _HEADER_BYTES: Final = HEADER.size
 _blank: Final = object.__new__
+_join: Final = b"".join
 
 
 class Encoder:
@@ -98,26 +99,20 @@ class Encoder:
         `timestamp` is called last, when nothing can be refused any more. Raises `UsageError` naming the field.
         """
         try:
-            texts = self._texts.get((kind, key))
-            if texts is None:
-                texts = self._check_texts(kind, key)
-            try:
-                body = self._pack(payload)
-            except _Subclassed:
-                body = self._pack_copy(payload)
-        except Exception as error:
-            raise self._refusal(kind, key, error) from error
+            body = self._pack(payload)
+            sizes, text = self._texts[kind, key]
+        except Exception:  # noqa: BLE001  # seen for the first time, or refused: found out there
+            body, (sizes, text) = self._encode_slowly(kind, key, payload)
         size = len(body)
         if size > self._payload_bytes:
             self._pack = _new_pack()  # the old one keeps the room it took
             raise LimitExceeded("payload", size, self._payload_bytes)
-        sizes, text = texts
         if deps:
             deps_bytes = encode_deps(deps)
             sizes = sizes[:4] + BODY_SIZE.pack(len(deps_bytes))
             text = deps_bytes + text
         now = timestamp()
-        record = _FRONT(_PLAIN, size, sizes, seq, now) + text + body
+        record = _join((_FRONT(_PLAIN, size, sizes, seq, now), text, body))
         delta = _blank(DeltaFields)  # filled in place: half the cost of a call with eight arguments
         delta.source = source
         delta.seq = seq
@@ -129,6 +124,19 @@ class Encoder:
         delta.body = len(record) - size
         delta.__class__ = Delta
         return delta  # type: ignore[return-value]
+
+    def _encode_slowly(self, kind: str, key: str, payload: Any) -> tuple[bytes, tuple[bytes, bytes]]:
+        """Return the payload's bytes, and sizes and bytes of kind and key; or raise naming the field at fault."""
+        try:
+            texts = self._texts.get((kind, key))
+            if texts is None:
+                texts = self._check_texts(kind, key)
+            try:
+                return self._pack(payload), texts
+            except _Subclassed:
+                return self._pack_copy(payload), texts
+        except Exception as error:
+            raise self._refusal(kind, key, error) from error
 
     def _check_texts(self, kind: object, key: object) -> tuple[bytes, bytes]:
         """Check kind and key; return their sizes as they stand in the header, and their bytes. Kept: they recur."""

@@ -271,7 +271,10 @@ class DeltaLog:
         Raises as `append_nowait`, but for `RingFull`. Cancelled before the delta is in: nothing happened. Cancelled
         while waiting for `durable`: the delta is appended and will be stored, only the wait ends.
         """
-        await trio.lowlevel.checkpoint()
+        if durable:
+            await trio.lowlevel.checkpoint_if_cancelled()  # the wait below lets others run
+        else:
+            await trio.lowlevel.checkpoint()
         delta: Delta | None = None
         while delta is None:
             try:

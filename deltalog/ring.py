@@ -14,7 +14,7 @@ The file knows no store, no task, no clock. It belongs to one thread.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 import attrs
@@ -114,7 +114,7 @@ class Ring:
         start = self.stored + 1 - self.first
         while True:
             arrivals = self._arrivals[start : start + count]
-            pending = [self._runs[source].pending(source, number) for source, number in Counter(arrivals).items()]
+            pending = [self._runs[source].pending(source, number) for source, number in _counted(arrivals).items()]
             size = sum(sum(map(len, part.records)) for part in pending)
             if size <= size_bytes or len(arrivals) <= 1:
                 return pending, len(arrivals)
@@ -127,8 +127,8 @@ class Ring:
         self._advance(self._arrivals[start : start + count])
         self.stored += count
 
-    def _advance(self, arrivals: Iterable[str]) -> None:
-        for source, number in Counter(arrivals).items():
+    def _advance(self, arrivals: list[str]) -> None:
+        for source, number in _counted(arrivals).items():
             self._runs[source].stored += number
 
     def get(self, source: str, seq: int) -> bytes | None:
@@ -195,7 +195,7 @@ class Ring:
         share = max(1, self.deltas_max // _EVICT_SHARE)
         while (limit := self.stored + 1 - self.first) > 0:
             count = min(limit, share)
-            for source, gone in Counter(self._arrivals[:count]).items():
+            for source, gone in _counted(self._arrivals[:count]).items():
                 run = self._runs[source]
                 self._bytes -= run.drop(gone)
                 if not run.records:
@@ -204,6 +204,14 @@ class Ring:
             self.first += count
             if self._bytes + size_bytes <= self.bytes_max:
                 return
+
+
+def _counted(arrivals: list[str]) -> Mapping[str, int]:
+    """How many deltas of each source; mostly they are all of one."""
+    size = len(arrivals)
+    if size and arrivals.count(arrivals[0]) == size:
+        return {arrivals[0]: size}
+    return Counter(arrivals)
 
 
 class _Run:

@@ -174,12 +174,19 @@ class Writer:
             sync = self._sync_due(count > 0)
             if count or sync:
                 await self._commit(self._chain(pending), count, sync)
+                await self._gather()
             elif self._closing and not self._unsynced:
                 return
             else:
                 await self._sleep()
             if self.failure is not None and self._closing:
                 return
+
+    async def _gather(self) -> None:
+        """Let those whom a commit woke append again first: they share the next one, not every other."""
+        if self._ring.pending < BATCH_DELTAS:
+            await trio.lowlevel.checkpoint()  # may come before them
+            await trio.lowlevel.checkpoint()  # comes behind them
 
     def _sync_due(self, fresh: bool) -> bool:
         """Whether this commit must end with an fsync: a waiter asks for it, or the interval is over."""
