@@ -476,13 +476,22 @@ class DeltaLog:
         wanted = {s: min(seq, synced.get(s, 0)) for s, seq in floors.items() if s in self._heads}
         allowed = self._unpinned(wanted)
         reach("log.truncate.before")
-        dropped: int = await self._offload(self._store.truncate, allowed) if allowed else 0
+        dropped = await self._drop(allowed) if allowed else 0
         reach("log.truncate.after")
-        for source, floor in allowed.items():
-            self._floors[source] = max(floor, self._floors.get(source, 0))
-            self._ring.drop_below(source, floor)
         held = {s: seq for s, seq in wanted.items() if seq > max(allowed.get(s, 0), self._floors.get(s, 0))}
         return Truncation(dropped, self.floor, VersionVector(held))
+
+    async def _drop(self, floors: Mapping[str, int]) -> int:
+        """Raise the floors, first here, so that no read begins below them meanwhile; return how many deltas went."""
+        self._floors.update(floors)
+        try:
+            dropped: int = await self._offload(self._store.truncate, floors)
+        finally:
+            heads = self._store.heads()
+            self._floors.update({source: heads[source].floor for source in floors})
+        for source in floors:
+            self._ring.drop_below(source, self._floors[source])
+        return dropped
 
     def _unpinned(self, floors: Mapping[str, int]) -> dict[str, int]:
         """Lower floors to what no reader in progress still needs."""

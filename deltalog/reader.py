@@ -50,8 +50,8 @@ class Stream:
 
     async def page(self, count: int = PAGE) -> Sequence[Delta]:
         """Return the next deltas, about `count`; none at the end. Cancelled: nothing is lost, the next call goes on."""
-        await trio.lowlevel.checkpoint()
         self.active = True
+        await trio.lowlevel.checkpoint()
         deltas = list(islice(self._ahead, count)) or await self._next_page(count)
         self.active = bool(deltas)
         return deltas
