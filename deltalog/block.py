@@ -139,7 +139,9 @@ def _header(value: bytes) -> tuple[bytes, bytes, int, int]:
         raise DecodeError(f"block: {len(value)} bytes, its header has {_HEADER.size}") from error
     if version != _VERSION or reserved:
         raise DecodeError(f"block: format version {version}.{reserved}; this program knows {_VERSION}.0")
-    if not count:
-        raise DecodeError("block: holds no record")
+    if not 1 <= count <= DELTAS_MAX:
+        raise DecodeError(f"block: {count} records; it holds 1 to {DELTAS_MAX}")
     at = _HEADER.size + TAG_BYTES * count
+    if at > len(value):
+        raise DecodeError(f"block: {len(value)} bytes, its header has {at}")
     return previous, value[_HEADER.size : at], count, at

@@ -49,7 +49,7 @@ class Pending(NamedTuple):
 class Ring:
     """Newest deltas by arrival and by source; lookup by dot is O(1)."""
 
-    __slots__ = ("_arrivals", "_bytes", "_runs", "bytes_max", "deltas_max", "first", "stored")
+    __slots__ = ("_arrivals", "_bytes", "_evicting", "_runs", "bytes_max", "deltas_max", "first", "stored")
 
     def __init__(self, deltas_max: int = 65_536, bytes_max: int = 64 << 20) -> None:
         """`deltas_max` deltas, `bytes_max` bytes of records; a single larger record still fits an empty ring."""
@@ -64,6 +64,7 @@ class Ring:
         self._arrivals: list[str] = []  # source of the delta with the ordinal `first + index`
         self._runs: dict[str, _Run] = {}
         self._bytes = 0
+        self._evicting = False
 
     @property
     def last(self) -> int:
@@ -79,19 +80,26 @@ class Ring:
         """Whether one more delta of this size fits, after evicting what may go."""
         if len(self._arrivals) < self.deltas_max and self._bytes + size_bytes <= self.bytes_max:
             return True
-        self._evict(size_bytes)
+        if self._evicting:
+            return False  # a finalizer that runs meanwhile pushes: it must do without
+        self._evicting = True
+        try:
+            self._evict(size_bytes)
+        finally:
+            self._evicting = False
         return not self._arrivals or (
             len(self._arrivals) < self.deltas_max and self._bytes + size_bytes <= self.bytes_max
         )
 
     def push(self, source: str, seq: int, record: bytes) -> bool:
-        """Take in the next delta of its source (the caller knows that it is the next); False if there is no room."""
+        """Take in the next delta of its source; False if there is no room."""
         size = len(record)
         if (len(self._arrivals) >= self.deltas_max or self._bytes + size > self.bytes_max) and not self.has_room(size):
             return False
         run = self._runs.get(source)
         if run is None:
             run = self._runs[source] = _Run(seq)
+        assert seq == run.first + len(run.records), "a source is dense"
         run.records.append(record)
         self._arrivals.append(source)
         self._bytes += size
@@ -184,7 +192,8 @@ class Ring:
                 kept.append(arrived)
         self._arrivals[:limit] = kept
         self.first += gone
-        self._bytes -= run.drop(gone)
+        size = run.drop(gone)  # as in `_evict`
+        self._bytes -= size
 
     def statistics(self) -> RingStatistics:
         """How full it is."""
@@ -197,7 +206,8 @@ class Ring:
             count = min(limit, share)
             for source, gone in _counted(self._arrivals[:count]).items():
                 run = self._runs[source]
-                self._bytes -= run.drop(gone)
+                size = run.drop(gone)  # a finalizer may push meanwhile: read the sum only now
+                self._bytes -= size
                 if not run.records:
                     del self._runs[source]
             del self._arrivals[:count]

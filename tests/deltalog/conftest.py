@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,3 +25,12 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     yield mount
     for path in mounted:
         subprocess.run(["umount", path], check=True)
+
+
+@pytest.fixture
+def busy_collector() -> Iterator[None]:
+    """Makes the garbage collector run every few allocations."""
+    thresholds = gc.get_threshold()
+    gc.set_threshold(3, 2, 2)
+    yield
+    gc.set_threshold(*thresholds)

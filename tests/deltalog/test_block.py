@@ -115,7 +115,7 @@ def test_a_block_is_weighed_and_cut_by_time_without_decoding_it(run: list[Delta]
     timestamp = data.draw(st.sampled_from(run)).timestamp + data.draw(st.integers(-1, 1))
     later = [delta.seq for delta in run if delta.timestamp > timestamp]
     assert block.seq_after(first, value, timestamp) == (min(later, default=run[-1].seq + 1), run[-1].seq)
-    with pytest.raises(DecodeError, match="^block: holds no record"):
+    with pytest.raises(DecodeError, match="^block: 0 records; it holds 1 to 128"):
         block.weigh(b"\1\0\0\0" + value[4:])
 
 
@@ -137,7 +137,7 @@ def test_a_part_is_checked_as_far_as_it_is_read() -> None:
         block.decode_part("alice", 1, value + b"x", 2, 3)
     with pytest.raises(DecodeError, match="^block: seq 2 stands where 3 belongs"):
         block.decode_part("alice", 2, value, 2, 3)
-    with pytest.raises(DecodeError, match="^block: holds no record"):
+    with pytest.raises(DecodeError, match="^block: 0 records; it holds 1 to 128"):
         block.decode_part("alice", 1, b"\1\0\0\0" + value[4:], 0, 1)
 
 
@@ -175,9 +175,10 @@ def test_a_flipped_bit_is_refused_or_in_what_the_chain_covers(run: list[Delta], 
         (b"\1" + b"\0" * 34, "block: 35 bytes, its header has 36"),
         (b"\2\0\0\1" + b"p" * 40, "block: format version 2.0; this program knows 1.0"),
         (b"\1\1\0\1" + b"p" * 40, "block: format version 1.1; this program knows 1.0"),
-        (b"\1\0\0\0" + b"p" * 40, "block: holds no record"),
-        (b"\1\0\0\1" + b"p" * 32, "record: 0 bytes left, its header has 30"),
-        (b"\1\0\xff\xff" + b"p" * 32, "record: 0 bytes left, its header has 30"),
+        (b"\1\0\0\0" + b"p" * 40, "block: 0 records; it holds 1 to 128"),
+        (b"\1\0\0\1" + b"p" * 32, "block: 36 bytes, its header has 38"),
+        (b"\1\0\0\1" + b"p" * 34, "record: 0 bytes left, its header has 30"),
+        (b"\1\0\0\x81" + b"p" * 400, "block: 129 records; it holds 1 to 128"),
     ],
 )
 def test_each_kind_of_damage_is_named(value: bytes, message: str) -> None:

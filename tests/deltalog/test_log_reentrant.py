@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -62,15 +61,6 @@ async def test_i1_a_payload_that_appends_while_it_is_encoded_is_refused() -> Non
             log.append_nowait(Appending())
         assert log.append_nowait("after").seq == 1
         assert await everything(log) == {("alice", 1): "after"}
-
-
-@pytest.fixture
-def busy_collector() -> Iterator[None]:
-    """Makes the garbage collector run every few allocations."""
-    thresholds = gc.get_threshold()
-    gc.set_threshold(3, 2, 2)
-    yield
-    gc.set_threshold(*thresholds)
 
 
 async def test_i1_finalizers_that_append_never_make_a_dot_twice(busy_collector: None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from itertools import groupby
 from typing import Any
 
@@ -248,3 +250,35 @@ def test_a_batch_for_the_store_is_never_empty_and_shrinks_until_it_fits() -> Non
     assert ring.unstored(10, 1 << 20)[1] == 10
     ring.mark_stored(100)
     assert ring.unstored(10, 10) == ([], 0)
+
+
+def test_i7_finalizers_that_push_while_the_ring_evicts_leave_its_sums_right(busy_collector: None) -> None:
+    """The collector runs in the middle of an eviction, too; who pushes then gets room or is refused, as always."""
+
+    class Node:
+        """Garbage that only the collector of cycles finds."""
+
+        def __init__(self) -> None:
+            self.itself = self
+            weakref.finalize(self, push, "garbage")
+
+    def push(source: str) -> None:
+        seq = heads.get(source, 0) + 1
+        if ring.push(source, seq, b"x" * (seq % 7)):
+            heads[source] = seq
+
+    ring, heads = Ring(64, 150), dict[str, int]()
+    for _ in range(2_000):
+        Node()
+        push("alice")
+        ring.mark_stored(ring.pending)
+    gc.collect()
+    held = {source: ring.run(source, 0, head) for source, head in heads.items()}
+    found = ring.statistics()
+    assert heads["garbage"] > 500
+    assert (found.deltas, found.bytes) == (
+        sum(map(len, held.values())),
+        sum(sum(map(len, each)) for each in held.values()),
+    )
+    reached = {source: ring.reaches(source) or head + 1 for source, head in heads.items()}
+    assert reached == {source: head - len(held[source]) + 1 for source, head in heads.items()}
