@@ -23,6 +23,7 @@ from deltalog.errors import (
     LogReadOnly,
     RingFull,
     ScanTruncated,
+    StaleToken,
     StoreBackpressure,
     StoreBusy,
     StoreClosed,
@@ -38,6 +39,7 @@ from deltalog.errors import (
     StoreUsageError,
     UsageError,
 )
+from deltalog.fence import Guard
 from deltalog.inbox import InboxStatistics
 from deltalog.log import DeltaLog, LogOptions, LogStatistics, Truncation
 from deltalog.manager import DiskUsage, Manager, ManagerHealth, Problem, Upkeep, open_log, open_manager
@@ -67,6 +69,7 @@ __all__ = [
     "Dot",
     "Erasure",
     "ForeignData",
+    "Guard",
     "Health",
     "InboxStatistics",
     "LimitExceeded",
@@ -86,6 +89,7 @@ __all__ = [
     "RingStatistics",
     "ScanTruncated",
     "SharedMemory",
+    "StaleToken",
     "StartupReport",
     "StoreBackpressure",
     "StoreBusy",

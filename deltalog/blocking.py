@@ -176,6 +176,8 @@ class BlockingLog:
         self._log = manager.log
         self.source = manager.log.source
         """Who appends here."""
+        self.guard = manager.log.guard
+        """Highest fencing token seen for each key."""
         self.options = manager.log.options
         """How it was opened."""
         self.startup = manager.startup
@@ -243,24 +245,32 @@ class BlockingLog:
 
     # -------------------------------------------------------------------------------------------- append and receive
 
-    def append_nowait(self, payload: Any, *, kind: str = "", key: str = "") -> Delta:
+    def append_nowait(self, payload: Any, *, kind: str = "", key: str = "", fence: int | None = None) -> Delta:
         """Append a delta and return it, or raise `RingFull`: waits for the hop into the loop, never for room."""
-        return self._loop.run_sync(self._log.append_nowait, payload, kind=kind, key=key)
+        return self._loop.run_sync(self._log.append_nowait, payload, kind=kind, key=key, fence=fence)
 
-    def append(self, payload: Any, *, kind: str = "", key: str = "", durable: bool = False) -> Delta:
+    def append(
+        self, payload: Any, *, kind: str = "", key: str = "", fence: int | None = None, durable: bool = False
+    ) -> Delta:
         """Append a delta, waiting for room; with `durable` return only when it survives power loss."""
         if not durable:
             with suppress(RingFull):
-                return self.append_nowait(payload, kind=kind, key=key)
-        return self._loop.run(self._log.append, payload, kind=kind, key=key, durable=durable)
+                return self.append_nowait(payload, kind=kind, key=key, fence=fence)
+        return self._loop.run(self._log.append, payload, kind=kind, key=key, fence=fence, durable=durable)
 
     def append_many(
-        self, payloads: Iterable[Any], *, kind: str = "", key: str = "", durable: bool = False
+        self,
+        payloads: Iterable[Any],
+        *,
+        kind: str = "",
+        key: str = "",
+        fence: int | None = None,
+        durable: bool = False,
     ) -> list[Delta]:
         """Append several deltas in order; if one is refused, those before it stay. Others' may come in between."""
         deltas: list[Delta] = []
         for some in _parts(payloads):
-            deltas += self._loop.run(self._log.append_many, some, kind=kind, key=key)
+            deltas += self._loop.run(self._log.append_many, some, kind=kind, key=key, fence=fence)
         if durable:
             self.flush()
         return deltas

@@ -203,3 +203,16 @@ class ForeignData(DeltaLogError):
     Two copies that both append would use the same dots twice. Open with `adopt=True` to continue from this copy as a
     new incarnation of its source.
     """
+
+
+class StaleToken(DeltaLogError):
+    """Raised when a fencing token is below one already seen: the lease it came from is over. Nothing was changed.
+
+    Not retryable: acquire the lock again and use the new lease's token.
+    """
+
+    def __init__(self, target: str, token: int, seen: int) -> None:
+        super().__init__(f"token {token} for {target[:200]!r} is stale: {seen} was seen; acquire the lock again")
+        self.target = target
+        self.token = token
+        self.seen = seen

@@ -16,24 +16,11 @@ from typing import Final
 
 import attrs
 
-from deltalog.errors import DeltaLogError, UsageError
+from deltalog.errors import StaleToken, UsageError
 
 TARGETS_MAX_DEFAULT: Final = 100_000
 """About 20 MB of targets and tokens; ten times the locks that one table holds by default."""
 TOKEN_MAX: Final = 2**63 - 1
-
-
-class StaleToken(DeltaLogError):
-    """Raised when a fencing token is below one already seen: the lease it came from is over. Nothing was changed.
-
-    Not retryable: acquire the lock again and use the new lease's token.
-    """
-
-    def __init__(self, target: str, token: int, seen: int) -> None:
-        super().__init__(f"token {token} for {target[:200]!r} is stale: {seen} was seen; acquire the lock again")
-        self.target = target
-        self.token = token
-        self.seen = seen
 
 
 @attrs.define(eq=False)

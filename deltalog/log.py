@@ -25,6 +25,7 @@ from deltalog.codec import Encoder
 from deltalog.delta import NO_DEPS, SEQ_MAX, TIMESTAMP_MAX, Delta, Limits, text_bytes
 from deltalog.errors import BelowFloor, LogClosed, LogReadOnly, RingFull, UsageError
 from deltalog.failpoints import reach
+from deltalog.fence import Guard
 from deltalog.inbox import Inbox, InboxStatistics
 from deltalog.reader import Conflicts, Reader, Stream, check_floor
 from deltalog.receiver import Frontier, Receipt, Receiver
@@ -107,6 +108,8 @@ class DeltaLog:
         self.options = options
         self.startup: object = None
         """How the open went (`startup.StartupReport`); None for a log that was made without a data directory."""
+        self.guard = Guard()
+        """Highest fencing token seen for each key; whoever hands out tokens raises its floor at a start."""
         self._store = store
         self._offload = offload
         self._encode = Encoder(options.limits).encode
@@ -237,14 +240,17 @@ class DeltaLog:
 
     # -------------------------------------------------------------------------------------------------------- append
 
-    def append_nowait(self, payload: Any, *, kind: str = "", key: str = "") -> Delta:
+    def append_nowait(self, payload: Any, *, kind: str = "", key: str = "", fence: int | None = None) -> Delta:
         """Append a delta and return it: it is in the ring, visible here, and on its way to the store.
 
-        payload: any msgpack value. Raises `UsageError` or `LimitExceeded` naming the field, `RingFull` when nothing
-        can be evicted, `LogReadOnly`, `LogClosed`; the log is then as before.
+        payload: any msgpack value. fence: the token of a lease on `key`; refused below the highest that `guard` has
+        seen for it. Raises `UsageError` or `LimitExceeded` naming the field, `StaleToken`, `RingFull` when nothing can
+        be evicted, `LogReadOnly`, `LogClosed`; the log is then as before.
         """
         if self._closed or self._appending or self._writer.failure is not None:
             self._refuse()
+        if fence is not None:
+            self._check_fence(key, fence)
         deps: Mapping[str, int] = NO_DEPS
         if self._frontier.fresh:
             deps = self._take_deps()
@@ -265,7 +271,14 @@ class DeltaLog:
             self._news.ring()
         return delta
 
-    async def append(self, payload: Any, *, kind: str = "", key: str = "", durable: bool = False) -> Delta:
+    def _check_fence(self, key: str, token: int) -> None:
+        if key == "":
+            raise UsageError("fence needs a key: the target that the lease is on")
+        self.guard.check(key, token)
+
+    async def append(
+        self, payload: Any, *, kind: str = "", key: str = "", fence: int | None = None, durable: bool = False
+    ) -> Delta:
         """Append a delta, waiting for room; with `durable` return only when it survives power loss.
 
         Raises as `append_nowait`, but for `RingFull`. Cancelled before the delta is in: nothing happened. Cancelled
@@ -278,7 +291,7 @@ class DeltaLog:
         delta: Delta | None = None
         while delta is None:
             try:
-                delta = self.append_nowait(payload, kind=kind, key=key)
+                delta = self.append_nowait(payload, kind=kind, key=key, fence=fence)
             except RingFull as full:
                 await self._writer.wait_room(full.size_bytes)
         if durable:
@@ -286,16 +299,22 @@ class DeltaLog:
         return delta
 
     async def append_many(
-        self, payloads: Iterable[Any], *, kind: str = "", key: str = "", durable: bool = False
+        self,
+        payloads: Iterable[Any],
+        *,
+        kind: str = "",
+        key: str = "",
+        fence: int | None = None,
+        durable: bool = False,
     ) -> list[Delta]:
         """Append several in order; as `append`. If one is refused, or the call is cancelled, those before it stay."""
         await trio.lowlevel.checkpoint()
         deltas: list[Delta] = []
         for payload in payloads:
             try:
-                deltas.append(self.append_nowait(payload, kind=kind, key=key))
+                deltas.append(self.append_nowait(payload, kind=kind, key=key, fence=fence))
             except RingFull:
-                deltas.append(await self.append(payload, kind=kind, key=key))
+                deltas.append(await self.append(payload, kind=kind, key=key, fence=fence))
             if not len(deltas) % _TURN:
                 await trio.lowlevel.checkpoint()
         if durable:

@@ -52,8 +52,10 @@ class Child:
     """As `subprocess` has it: the exit code, or minus the signal."""
 
     def listen(self, seconds: float, until: Callable[[Any], bool] = lambda _: False) -> bool:
-        """Take in lines for so long, or until one fits; False at their end."""
+        """Take in lines for so long, or until one fits, if none did before; False at their end."""
         deadline = time.monotonic() + seconds
+        if any(map(until, self.said)):
+            return True
         while (left := deadline - time.monotonic()) > 0:
             ready, _, _ = select.select([self._pipe], [], [], left)
             if ready:

@@ -14,7 +14,7 @@ from trio.testing import MockClock
 
 from deltalog.clock import unpack
 from deltalog.delta import Limits
-from deltalog.errors import LimitExceeded, LogClosed, RingFull, UsageError
+from deltalog.errors import LimitExceeded, LogClosed, RingFull, StaleToken, UsageError
 from deltalog.log import DeltaLog, LogOptions
 from tests.deltalog.memory_log import Rig, collect, remote, seqs, stored, until, values
 
@@ -349,3 +349,39 @@ def test_options_name_what_they_take(options: dict[str, Any], message: str) -> N
         LogOptions(**options)
     with pytest.raises(UsageError, match=message):
         attrs.evolve(LogOptions(), **options)
+
+
+# --------------------------------------------------------------------------------------------------------------- fence
+
+
+async def test_i12_a_stale_token_appends_nothing() -> None:
+    async with Rig().running() as log:
+        assert log.append_nowait("first", key="a", fence=5).seq == 1
+        assert (await log.append("again", key="a", fence=5)).seq == 2
+        assert [delta.seq for delta in await log.append_many("xy", key="a", fence=7)] == [3, 4]
+        before = log.heads
+        with pytest.raises(StaleToken, match="token 6 for 'a' is stale: 7 was seen"):
+            log.append_nowait("late", key="a", fence=6)
+        with pytest.raises(StaleToken):
+            await log.append("late", key="a", fence=6)
+        with pytest.raises(StaleToken):
+            await log.append_many(["late"], key="a", fence=6)
+        assert log.heads == before
+        assert log.append_nowait("other key", key="b", fence=6).seq == 5
+        assert log.append_nowait("no lease", key="a").seq == 6
+
+
+async def test_i12_tokens_of_an_earlier_start_are_stale_for_every_key() -> None:
+    async with Rig().running() as log:
+        log.guard.raise_floor(1001)
+        with pytest.raises(StaleToken):
+            log.append_nowait("late", key="never seen", fence=1000)
+        assert log.append_nowait("now", key="never seen", fence=1001).seq == 1
+
+
+@pytest.mark.parametrize(("key", "fence", "named"), [("", 1, "key"), ("a", 0, "token"), ("a", "7", "token")])
+async def test_a_fence_that_is_none_is_refused(key: str, fence: Any, named: str) -> None:
+    async with Rig().running() as log:
+        with pytest.raises(UsageError, match=named):
+            log.append_nowait("x", key=key, fence=fence)
+        assert log.heads == {}
