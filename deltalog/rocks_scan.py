@@ -26,7 +26,7 @@ from deltalog.rocks_view import KeyValue, View
 
 _AHEAD: Final = 2048
 """Deltas that a run is read ahead in a merge, at most."""
-_AHEAD_FIRST: Final = 32
+_AHEAD_FIRST: Final = 64
 """Deltas of a run that are decoded first; then twice as many each time, so that little is decoded in vain."""
 _HELD_DELTAS: Final = 65_536
 """Deltas that all runs of a merge together are read ahead; but each at least one."""
