@@ -256,8 +256,12 @@ class MergedScan:
         self._place_new(view)
         share = self._share()
         end, turn = (limit + 1, ""), list[tuple[int, str, Run]]()
+        enough = self._read_bytes + _PAGE_BYTES
         try:
             while self._heap and self._heap[0][:2] <= end:
+                if turn and self._read_bytes >= enough:
+                    end = self._heap[0][:2]
+                    break
                 turn.append(heappop(self._heap))
                 run = turn[-1][2]
                 self._read_bytes += run.load(view, *share)

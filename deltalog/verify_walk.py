@@ -102,7 +102,9 @@ class Place:
         if not isinstance(values, list | tuple) or [type(v) for v in values] != [type(v) for v in attrs.astuple(cls())]:
             raise UsageError("position is none that scrub returned")
         place = cls(*values)
-        if not (0 <= place.stage < len(STAGES) and 0 <= place.source_no < 1 << 32 and 0 <= place.seq <= SEQ_MAX):
+        seqs = place.seq, place.before, place.suspect + 1
+        sane = 0 <= place.stage < len(STAGES) and 0 <= place.source_no < 1 << 32 and place.blocks >= 0
+        if not sane or not all(0 <= seq <= SEQ_MAX for seq in seqs):
             raise UsageError("position is none that scrub returned")
         return place
 

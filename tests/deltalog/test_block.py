@@ -218,3 +218,14 @@ def test_a_block_under_the_wrong_source_has_another_chain() -> None:
     run = [plain(1, 5)]
     found = block.decode("bob", 1, encoded(run, genesis("alice")))
     assert found.previous != genesis("bob")
+
+
+def test_an_interval_is_not_read_behind_the_end() -> None:
+    """The index is made from it: what is cut off there may not pass for a timestamp."""
+    value = encoded([plain(1, 5), plain(2, 6), plain(3, 7)])
+    size = len(plain(3, 7).record)
+    assert block.interval(value) == (5, 7)
+    with pytest.raises(DecodeError, match="^block: its last record is cut short"):
+        block.interval(value[: 20 - size])
+    with pytest.raises(DecodeError, match="^record: "):
+        block.interval(value[:60])

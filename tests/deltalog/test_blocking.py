@@ -211,8 +211,8 @@ def test_i1_many_threads_append_read_and_none_loses_its_order(log: BlockingLog) 
 def test_a_stream_is_an_iterator_and_gives_pages(log: BlockingLog) -> None:
     log.append_many(range(10_000))
     stream = log.replay()
-    assert next(stream).payload == 0
-    assert payloads(itertools.islice(stream, 5)) == [1, 2, 3, 4, 5]
+    assert [next(stream).payload, next(stream).payload] == [0, 1]
+    assert payloads(itertools.islice(stream, 4)) == [2, 3, 4, 5]
     for delta in stream:
         assert delta.payload == 6
         break

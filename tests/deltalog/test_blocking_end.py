@@ -177,6 +177,19 @@ def test_the_blocks_own_error_is_not_hidden_by_that_of_the_close(tmp_path: Path)
     assert "did not close in order: Bug()" in caught.value.__notes__[0]
 
 
+def test_a_close_that_fails_comes_out_of_a_block_that_did_not(tmp_path: Path) -> None:
+    def use_it() -> None:
+        with open_log(tmp_path / "data", source="alice") as log:
+            log.append("kept", durable=True)
+            failpoints.arm("startup.close.before", bug)
+
+    with pytest.raises(Bug):
+        use_it()
+    failpoints.disarm()
+    with open_log(tmp_path / "data") as log:
+        assert (log.startup.kind, payloads(log.replay())) == ("unclean", ["kept"])
+
+
 @pytest.mark.parametrize("again", range(4))
 def test_an_interrupt_ends_the_wait_and_nothing_else(log: BlockingLog, again: int) -> None:
     def when_waiting(count: int) -> None:

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 import trio
 
+from deltalog import failpoints
 from deltalog import manager as manager_file
-from deltalog.errors import LogClosed, StoreInUse, StoreMissing, UsageError
+from deltalog.errors import LogClosed, StoreFull, StoreInUse, StoreMissing, UsageError
 from deltalog.manager import Manager, Upkeep, open_log, open_manager
 from deltalog.profiles import SharedMemory
+from tests.deltalog.directories import session
 from tests.deltalog.memory_log import LIMIT_S
 from tests.faults import Bug, Inline
 
@@ -153,3 +155,65 @@ async def test_managers_may_share_memory(tmp_path: Path) -> None:
         assert first.memory is second.memory
         await first.log.append("x", durable=True)
         await second.log.append("x", durable=True)
+
+
+# ------------------------------------------------------------------------------------------ when the system fails it
+
+
+def test_a_directory_that_cannot_be_looked_at_has_no_room(tmp_path: Path) -> None:
+    """A log that a full disk made read-only looks again later, whatever it met."""
+    path = tmp_path / "d"
+    with session(path) as opened:
+        disk = manager_file._DataDisk(opened.data, 0)
+        assert disk.has_room()
+        path.rename(tmp_path / "away")
+        assert not disk.has_room()
+        (tmp_path / "away").rename(path)
+        assert disk.has_room()
+
+
+async def test_a_file_that_is_deleted_while_the_disk_is_looked_at_takes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk = os.walk
+
+    def deleting(path: Path) -> list[tuple[str, list[str], list[str]]]:
+        found = list(walk(path))
+        (tmp_path / "d" / "extra").unlink()
+        return found
+
+    async with opened(tmp_path / "d") as manager:
+        (tmp_path / "d" / "extra").write_bytes(b"x" * 1_000_000)
+        assert (await manager.disk()).data_bytes > 1_000_000
+        monkeypatch.setattr(os, "walk", deleting)
+        assert 0 < (await manager.disk()).data_bytes < 1_000_000
+
+
+@pytest.mark.parametrize("point", ["startup.close.before", "startup.close.after"])
+@pytest.mark.parametrize("broken", [False, True])
+async def test_i10_a_close_that_fails_is_told_unless_a_failure_came_before(
+    tmp_path: Path, point: str, broken: bool
+) -> None:
+    def full() -> None:
+        raise StoreFull("no space")
+
+    def bug() -> None:
+        raise Bug("in the writer")
+
+    async def use_it() -> None:
+        async with opened(tmp_path / "d", source="alice") as manager:
+            await manager.log.append("kept", durable=True)
+            failpoints.arm(point, full)
+            if broken:
+                failpoints.arm("writer.drain.after", bug)
+                manager.log.append_nowait("lost")
+
+    try:
+        with pytest.raises(Bug if broken else StoreFull):
+            await use_it()
+    finally:
+        failpoints.disarm()
+    async with opened(tmp_path / "d") as manager:
+        closed = not broken and point == "startup.close.after"
+        assert manager.startup.kind == ("clean" if closed else "unclean")
+        assert [delta.payload async for delta in manager.log.replay()] == ["kept"]

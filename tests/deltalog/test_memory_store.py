@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from deltalog.errors import StoreClosed
 from deltalog.memory_store import MemoryStore
 from deltalog.store import DeltaStore
 from tests.conftest import Rounds
@@ -54,3 +57,14 @@ def test_a_crash_forgets_a_source_that_was_never_synced() -> None:
     store.write([StoreModel().run("a", [1])])
     store.crash()
     assert store.heads() == {}
+
+
+def test_closing_again_does_nothing_and_a_reopened_store_has_it_all() -> None:
+    store = MemoryStore()
+    store.write([StoreModel().run("a", [1])])
+    store.close()
+    store.close()
+    with pytest.raises(StoreClosed, match="the store is closed"):
+        store.heads()
+    store.reopen()
+    assert store.heads()["a"].seq == 1

@@ -171,6 +171,21 @@ async def test_between_leaves_out_what_arrived_after_it_began() -> None:
         assert seqs(await collect(log.between(pack(NOON_MS + 20), pack(NOON_MS + 30))), "bob") == [3]
 
 
+async def test_between_goes_on_behind_a_page_of_nothing_but_what_arrived_after_it_began() -> None:
+    rig = Rig()
+    async with rig.running(ring_deltas=4) as log:
+        await log.receive([remote("bob", seq, ms) for seq, ms in enumerate((10, 20, 30, 1000), start=1)])
+        await log.flush()
+        stream = log.between()
+        found = list(await stream.page(2))
+        await log.receive([remote("carol", seq, 30 + seq) for seq in range(1, 21)])
+        await log.flush()
+        pages = rig.store.faults.calls["page"]
+        found += await collect(stream, 3)
+        assert [delta.dot for delta in found] == [("bob", seq) for seq in range(1, 5)]
+        assert rig.store.faults.calls["page"] - pages > 20 // 3
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
@@ -20,7 +21,7 @@ from deltalog.errors import LogClosed, LogReadOnly, StoreFull, UsageError
 from deltalog.log import DeltaLog
 from deltalog.receiver import Receipt
 from deltalog.version import Dot
-from tests.deltalog.memory_log import NOON_MS, Rig, collect, remote, stored, until, values
+from tests.deltalog.memory_log import NOON_MS, Rig, collect, remote, seqs, stored, until, values
 from tests.models import InboxModel
 from tests.strategies import History, histories
 
@@ -177,6 +178,58 @@ async def test_a_wall_clock_that_jumps_back_in_the_middle_breaks_nothing() -> No
         assert len(await collect(log.replay())) == 2
 
 
+async def causes_elsewhere(rig: Rig, log: DeltaLog) -> Delta:
+    """Make looking up the causes of the delta that is returned take until `rig.offload.before["get"]` is set."""
+    await log.receive([remote("bob", seq, 10 * seq) for seq in range(1, 11)])
+    await log.flush()
+    rig.offload.before["get"], rig.offload.began["get"] = trio.Event(), trio.Event()
+    return remote("carol", 1, 15, {"bob": 1})
+
+
+async def test_i5_a_delta_whose_causes_two_calls_look_up_is_applied_once() -> None:
+    rig, receipts = Rig(), list[Receipt]()
+
+    async def receive(log: DeltaLog, delta: Delta) -> None:
+        receipts.append(await log.receive([delta]))
+
+    async with rig.running(ring_deltas=2) as log:
+        delta = await causes_elsewhere(rig, log)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive, log, delta)
+            nursery.start_soon(receive, log, delta)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not receipts
+            assert log.heads == {"bob": 10}
+            rig.offload.before["get"].set()
+        outcomes = sorted((receipt.applied, receipt.known) for receipt in receipts)
+        assert outcomes == [([], [delta.dot]), ([delta.dot], [])]
+        assert seqs(await collect(log.replay()), "carol") == [1]
+
+
+async def test_i1_room_that_went_while_causes_were_looked_up_is_waited_for() -> None:
+    rig, receipts = Rig(), list[Receipt]()
+    async with rig.running(ring_deltas=2) as log, trio.open_nursery() as nursery:
+        delta = await causes_elsewhere(rig, log)
+
+        async def receive() -> None:
+            receipts.append(await log.receive([delta]))
+
+        nursery.start_soon(receive)
+        await rig.offload.began["get"].wait()
+        rig.offload.before["persist"] = trio.Event()
+        own = [log.append_nowait(number) for number in range(2)]
+        rig.offload.before["get"].set()
+        await trio.testing.wait_all_tasks_blocked()
+        before = log.statistics().ring.pending, len(receipts)
+        rig.offload.before["persist"].set()  # first of all: the log does not close without it
+        await until(lambda: receipts)
+        assert before == (2, 0)
+        assert receipts[0].applied == [delta.dot]
+        await log.flush()
+    found = stored(rig.store.survivor())
+    assert (found["carol"], found["alice"]) == ([delta], own)
+
+
 # ------------------------------------------------------------------------------------------------- own source and forks
 
 
@@ -213,6 +266,23 @@ async def test_a_fork_is_refused_wherever_the_other_delta_is() -> None:
         await log.truncate(until={"bob": 6})
         assert await receive_one(log, remote("bob", 6, 1)) == "known", "what was dropped cannot be compared"
         assert await receive_one(log, remote("bob", 7, 1)) == held_here
+
+
+async def test_what_is_dropped_while_it_is_compared_is_known() -> None:
+    rig = Rig()
+    async with rig.running(ring_deltas=2) as log:
+        await log.receive([remote("bob", seq, seq) for seq in range(1, 11)])
+        await log.flush()
+
+        def drop(count: int) -> int:
+            rig.store.truncate({"bob": 6})
+            return count
+
+        rig.store.page_size = drop
+        receipt = await log.receive([remote("bob", 3, 3), remote("bob", 4, 1), remote("bob", 7, 7)])
+        assert sorted(receipt.known) == [("bob", 3), ("bob", 4), ("bob", 7)]
+        assert receipt.refused == []
+        assert "forked" in await receive_one(log, remote("bob", 7, 1)), "what is held still is compared"
 
 
 async def test_an_erased_delta_is_the_same_delta() -> None:

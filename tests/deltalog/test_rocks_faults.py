@@ -166,7 +166,7 @@ def damaged(killed: Path, path: Path, name: str, data: bytes) -> Path:
     return path
 
 
-def headers(log: bytes) -> list[int]:
+def headers(log: bytes | bytearray) -> list[int]:
     """Where the physical records of a log start."""
     found, position = [], 0
     while position + walguard.HEADER_BYTES <= len(log):
@@ -340,6 +340,20 @@ def test_i2_every_flipped_bit_of_a_manifest_is_refused(
         before = listing(path)
         assert_refused(opener(path), f"bit {bit} of byte {offset} of {manifest.name}")
         assert listing(path) == before
+
+
+def test_a_wal_whose_last_record_claims_too_much_is_refused_or_cut_there(tmp_path: Path, killed: Path) -> None:
+    wal = wal_of(killed)
+    data = bytearray(wal.read_bytes())
+    struct.pack_into("<H", data, headers(data)[-1] + 4, walguard.BLOCK_BYTES - 1)
+    path = damaged(killed, tmp_path / "s", wal.name, bytes(data))
+    before = listing(path)
+    with pytest.raises(StoreCorrupt, match="a record's length goes past the end of the file"):
+        opened(path)
+    assert listing(path) == before
+    with closing(Rocks.open(path, FAMILIES, SharedMemory(), wal_tail="drop")) as store:
+        assert [key.decode() for key, _ in store.scan("a")] == [key.decode() for key, _ in store.scan("b")] == ALL[:-1]
+    opened(path).close()
 
 
 def test_dropping_a_wal_tail_never_drops_a_manifest_tail(tmp_path: Path, flushed: Path, opener: Opener) -> None:

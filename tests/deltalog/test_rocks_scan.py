@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
@@ -22,7 +23,7 @@ from deltalog.rocks_view import View
 from deltalog.store import Scan
 from tests.deltalog.rocks_stores import CountingStore, directory_in_memory, opened_as
 from tests.laws.delta_store import Pair
-from tests.laws.store_model import END, drained
+from tests.laws.store_model import END, drained, place
 from tests.models import touching
 
 HELD_DELTAS = 8192
@@ -196,6 +197,27 @@ def test_deltas_too_heavy_to_hold_are_read_again_when_their_turn_comes(store: La
         assert sum(sizes) == store.sizes().record_bytes
 
 
+def test_no_more_than_its_share_waits_decoded_of_any_run(
+    store: LateStore, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is longer than twice its share is let go of, and decoded once more when its turn comes."""
+    monkeypatch.setattr("deltalog.rocks_scan._HELD_BYTES", 16_000)
+    names = [f"s{number:02}" for number in range(32)]
+    for turn in range(3):
+        pair.write(*(pair.model.run(name, [turn * 100 + n], b"x" * 2000) for n, name in enumerate(names)))
+    for scan in (store.since({}, dict.fromkeys(names, 3)), store.between(-1, END)):
+        found = list[Delta]()
+        gc.collect()
+        before = deltas_alive()
+        store.counts.clear()
+        while page := scan.page(1):
+            found += page
+            if len(found) in (1, 20, 50):
+                assert deltas_alive() - before == len(found), "none is held for later"
+        assert found == pair.model.all()
+        assert len(found) < store.counts["deltas"] <= 2 * len(found)
+
+
 def test_a_page_by_source_of_long_deltas_ends_early(store: LateStore, pair: Pair) -> None:
     pair.add("a", *range(20), payload=b"x" * 1_000_000)
     for reverse in (False, True):
@@ -203,6 +225,19 @@ def test_a_page_by_source_of_long_deltas_ends_early(store: LateStore, pair: Pair
         first = scan.page(1000)
         assert 5 <= len(first) <= 10
         assert len(first) + len(drained(scan)) == 20
+
+
+@pytest.mark.parametrize("by_time", [False, True], ids=["since", "between"])
+def test_a_page_of_many_sources_with_one_long_delta_each_ends_early(
+    store: LateStore, pair: Pair, by_time: bool
+) -> None:
+    names = [f"s{number:03}" for number in range(200)]
+    for number, name in enumerate(names):
+        pair.add(name, number, payload=b"x" * 400_000)
+    scan = store.between(-1, END) if by_time else store.since({}, dict.fromkeys(names, 1))
+    first = scan.page(1000)
+    assert 10 <= len(first) <= 30, "about 8 MiB of them"
+    assert [delta.source for delta in [*first, *drained(scan)]] == names
 
 
 def test_few_deltas_are_decoded_for_a_small_page(store: LateStore, pair: Pair) -> None:
@@ -282,6 +317,33 @@ def test_an_entry_that_points_at_nothing_is_an_error(store: LateStore, pair: Pai
         store.newest(1)
 
 
+@pytest.mark.parametrize("which", [1, 2], ids=["middle", "last"])
+def test_i2_a_block_that_is_missing_where_an_interval_begins_is_an_error(
+    store: LateStore, pair: Pair, which: int
+) -> None:
+    steady(pair, 2, 0, 3)
+    change(store, drop=(DELTAS, keys.block_key(0, which * DELTAS_MAX + 1)))
+    inside = pair.model.sources["s0"].written[which * DELTAS_MAX + 5].timestamp
+    for _ in range(2):
+        with pytest.raises(StoreCorrupt, match=rf"'s0', {which * DELTAS_MAX + 1}\) is missing"):
+            drained(store.between(inside, END))
+
+
+@pytest.mark.parametrize("blocks", [1, 2], ids=["and no other", "and another behind"])
+def test_an_entry_that_claims_too_much_gives_nothing_too_much(store: LateStore, pair: Pair, blocks: int) -> None:
+    """The records say what is later than an interval's begin, not the index."""
+    steady(pair, 1, 0, blocks)
+    key, value = next(store.db.scan(BY_TIME))
+    entry = store.time_entry(key, value)
+    change(store, drop=(BY_TIME, key))
+    wrong = attrs.evolve(entry, last=entry.last + 500)
+    change(store, put=(BY_TIME, wrong.key, wrong.value))
+    after = entry.last + 205  # in the midst of the second block, if there is one
+    found = drained(store.between(after, END))
+    assert found == pair.model.between(after, END)
+    assert len(found) == (blocks - 1) * (DELTAS_MAX - 20)
+
+
 def test_an_entry_of_an_unknown_source_is_an_error(store: LateStore, pair: Pair) -> None:
     pair.add("a", 1, 2)
     entry = TimeEntry(1000, 1001, 7, 1, 2, 90)
@@ -355,6 +417,23 @@ def test_what_was_dropped_before_a_source_came_in_sight_is_absent(store: LateSto
     found += drained(scan, 50)
     assert {delta.source for delta in found} == {"early"}
     assert [delta.seq for delta in found[-100:]] == list(range(501, 601))
+
+
+def test_i4_what_a_scan_by_time_holds_decoded_is_given_although_it_was_dropped_and_then_the_rest(
+    store: LateStore, pair: Pair
+) -> None:
+    pair.add("fast", *range(0, 2000, 2))
+    pair.add("slow", *range(1, 2000, 4))
+    scan = store.between(-1, END)
+    found = list(scan.page(5))
+    pair.truncate(slow=300)
+    found += drained(scan, 50)
+    slow = [delta.seq for delta in found if delta.source == "slow"]
+    gap = slow.index(301)
+    assert slow == [*range(1, gap + 1), *range(301, 501)]
+    assert 32 < gap <= 64, "some were given with the first page, some were held"
+    assert [delta for delta in found if delta.source == "fast"] == pair.model.sources["fast"].written
+    assert [place(delta) for delta in found] == sorted(place(delta) for delta in found)
 
 
 def test_get_of_what_is_dropped_just_before_it_looks_is_none(store: LateStore, pair: Pair) -> None:

@@ -347,6 +347,24 @@ def test_i9_what_was_tampered_with_is_not_written_anew(store: RocksStore, pair: 
     assert dict(store.db.scan(DELTAS))[key] == value.replace(b"honest", b"hOnest", 1)
 
 
+@pytest.mark.parametrize("which", [0, 1, 2], ids=["first", "middle", "last"])
+def test_i2_a_missing_block_is_an_error_on_every_change(store: RocksStore, pair: Pair, which: int) -> None:
+    pair.add("a", *range(3 * DELTAS_MAX))
+    batch = store.db.batch()
+    batch.delete(DELTAS, keys.block_key(0, which * DELTAS_MAX + 1))
+    store.db.write(batch)
+    rows = {family: dict(store.db.scan(family)) for family in FAMILIES}
+    changes: list[Callable[[], object]] = [
+        lambda: store.truncate({"a": 3 * DELTAS_MAX}),
+        lambda: store.erase("a", which * DELTAS_MAX + 7, "because", 7),
+        lambda: store.seqs_at(which * DELTAS_MAX + 7),
+    ]
+    for change in changes:
+        with pytest.raises(StoreCorrupt, match=r"deltas: \('a', \d+\) is missing"):
+            change()
+    assert {family: dict(store.db.scan(family)) for family in FAMILIES} == rows
+
+
 def test_i9_blocks_that_do_not_follow_on_each_other_are_not_merged(store: RocksStore, pair: Pair) -> None:
     pair.add("a", *range(50))
     pair.add("a", *range(1000, 1050))

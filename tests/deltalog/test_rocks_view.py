@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rocksdict import Options, Rdict, RdictIter, ReadOptions
 
-from deltalog.errors import StoreCorrupt, StoreUsageError
+from deltalog.errors import StoreClosed, StoreCorrupt, StoreUsageError
 from deltalog.rocks import FamilyProfile, Rocks, SharedMemory
 from deltalog.rocks_view import Cursor
 
@@ -139,6 +139,22 @@ def test_released_cursor_holds_nothing(store: Rocks) -> None:
     assert isinstance(cursor.iterator, RdictIter)
     cursor.release()
     assert not hasattr(cursor, "iterator")
+
+
+def test_abandoned_cursor_refuses_to_read_and_gives_its_iterator_back(store: Rocks) -> None:
+    """What a fork does to those of the parent, in the child."""
+    cursor = Cursor(store._family["a"].iter())
+    scan = cursor.walk(b"", None, reverse=False)
+    assert next(scan) == (b"0", b"old")
+    iterator = cursor.abandon()
+    assert isinstance(iterator, RdictIter)
+    reads: list[Iterator[object]] = [scan, cursor.walk(b"", None, reverse=False), cursor.walk(b"", None, reverse=True)]
+    for read in reads:
+        with pytest.raises(StoreClosed, match="begun in the process that this one was forked from"):
+            next(read)
+    released = Cursor(store._family["a"].iter())
+    released.release()
+    assert released.abandon() is None
 
 
 # ------------------------------------------------------------------- why the binding's own bounds are not used

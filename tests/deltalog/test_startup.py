@@ -190,6 +190,39 @@ def test_i1_a_mark_that_cannot_be_right_is_a_doubt(path: Path, mark: int) -> Non
         assert (opened.report.incarnation_of, lost(opened.report)) == ("alice", {})
 
 
+def test_i1_where_the_start_of_the_machine_is_not_known_every_kill_is_a_doubt(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first_line = witness._first_line
+    monkeypatch.setattr(witness, "_first_line", lambda file: first_line(f"{path}{file}"))
+    with killed(path, source="alice") as opened:
+        opened.write(10)
+    with session(path) as opened:
+        assert opened.report.reason.startswith("the machine stopped while the log was open")
+        assert (opened.report.incarnation_of, opened.heads) == ("alice", {"alice": 10})
+        opened.write(1)
+    with session(path) as opened:
+        assert (opened.report.kind, opened.report.reason) == ("clean", "")
+
+
+def test_i1_a_witness_from_before_the_last_incarnation_is_a_doubt(path: Path) -> None:
+    with killed(path, source="alice") as opened:
+        mine = opened.write(10)
+    older = (path / "witness").read_bytes()
+    with killed(path) as opened:
+        opened.hand_out(3)
+    with killed(path) as opened:
+        second = opened.source
+        mine += opened.write(2)
+    with (path / "witness").open("r+b") as file:  # in place: it stays the same file
+        file.write(older)
+    with session(path) as opened:
+        assert opened.report.reason == "an open that began a new incarnation was cut off"
+        assert opened.report.incarnation_of == "alice"
+        assert opened.source not in ("alice", second)
+        assert opened.all() == mine
+
+
 @pytest.mark.parametrize("source", ["x" * 255, "é" * 127, "😀" * 63 + "abc"])
 def test_the_name_of_an_incarnation_is_within_the_limit_of_names(path: Path, source: str) -> None:
     with killed(path, source=source) as opened:

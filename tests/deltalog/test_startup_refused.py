@@ -13,7 +13,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from deltalog import chain, keys, profiles
+from deltalog import chain, failpoints, keys, profiles
 from deltalog.errors import (
     DeltaLogError,
     ForeignData,
@@ -103,6 +103,15 @@ def last_block_lost(path: Path) -> None:
     def change(db: Rocks) -> None:
         batch = db.batch()
         batch.delete(keys.DELTAS, list(db.scan(keys.DELTAS, end=keys.block_key(1, 0)))[-1][0])
+        db.write(batch)
+
+    edit(path, change)
+
+
+def only_block_lost(path: Path) -> None:
+    def change(db: Rocks) -> None:
+        batch = db.batch()
+        batch.delete(keys.DELTAS, keys.block_key(1, 1))
         db.write(batch)
 
     edit(path, change)
@@ -244,6 +253,7 @@ CASES: dict[str, tuple[Callable[[Path], object], type[DeltaLogError], str]] = {
     ),
     "a head flipped": (row_flipped, StoreCorrupt, "its check does not match"),
     "the last block is lost": (last_block_lost, StoreCorrupt, "is missing, though the head is 300"),
+    "the only block is lost": (only_block_lost, StoreCorrupt, r"\('bob', 20\) is missing, though the head is 20"),
     "a head of another chain": (head_of_another_chain, StoreCorrupt, "does not lead to its head 300"),
     "other deltas than were fsynced": (rewritten, StoreCorrupt, "'bob' up to 20 are not those the witness saw"),
     # links
@@ -374,6 +384,28 @@ def test_a_second_handle_in_this_process_is_refused(path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ doubts as well
+
+
+def test_i15_a_store_that_changes_between_its_two_opens_is_refused(path: Path) -> None:
+    """It is read first, then opened for writing: somebody else has it open, or it does not say the same twice."""
+
+    def change() -> None:
+        with closing(Rocks.open(rocks(path), FAMILIES, profiles.SharedMemory())) as db:
+            key, value = list(db.scan(keys.SOURCES))[1]
+            source_no, source, head = keys.decode_head(key, value)
+            batch = db.batch()
+            batch.put(keys.SOURCES, key, keys.encode_head(source_no, source, attrs.evolve(head, size_bytes=7)))
+            db.write(batch)
+
+    witness = (path / "witness").read_bytes()
+    failpoints.arm("startup.open.before", change)
+    try:
+        with pytest.raises(StoreCorrupt, match="opened for writing it does not hold what it held for reading"):
+            begun(path)
+    finally:
+        failpoints.disarm()
+    assert (path / "witness").read_bytes() == witness
+    Rocks.open(rocks(path), FAMILIES, profiles.SharedMemory()).close()  # raises if it were still open
 
 
 def test_i1_a_refused_open_begins_no_incarnation(path: Path) -> None:

@@ -14,11 +14,12 @@ import pytest
 
 from deltalog import block, chain, codec, keys, verify
 from deltalog.delta import Delta
-from deltalog.errors import StoreCorrupt, StoreError, UsageError
+from deltalog.errors import StoreClosed, StoreCorrupt, StoreError, UsageError
 from deltalog.keys import BY_TIME, DELTAS, META, SNAPSHOTS, SOURCES, Head, TimeEntry
 from deltalog.rocks_store import RocksStore
 from deltalog.store import Run
 from deltalog.verify import Fault, Kind, scrub
+from deltalog.verify_walk import Place
 from tests.conftest import Rounds
 from tests.deltalog.rocks_stores import directory_in_memory, opened
 from tests.deltalog.threads import PATIENCE_S, in_thread
@@ -773,7 +774,23 @@ def test_verify_resumes_from_a_position(raw: Raw) -> None:
     assert len(faults) == 1
 
 
-@pytest.mark.parametrize("position", [b"x", b"\xc1", b"\x90", b"\x91\x07", b"\x92\x00\xff", b"\x91\xa1x"], ids=repr)
+BEYOND = [
+    Place(stage=5),
+    Place(stage=-1),
+    Place(source_no=1 << 32),
+    Place(seq=-1),
+    Place(seq=1 << 63),
+    Place(before=-1),
+    Place(suspect=-2),
+    Place(blocks=-1),
+]
+
+
+@pytest.mark.parametrize(
+    "position",
+    [b"x", b"\xc1", b"\x90", b"\x91\x07", b"\x92\x00\xff", b"\x91\xa1x", *(place.pack() for place in BEYOND)],
+    ids=repr,
+)
 def test_a_position_that_is_none_is_refused(raw: Raw, position: bytes) -> None:
     with pytest.raises(UsageError, match="position"):
         scrub(raw.store, position, 1)
@@ -812,6 +829,20 @@ def test_i9_a_log_that_changes_between_portions_has_no_fault(directory: Path, se
     assert faults == []
     pair.model.check(store)
     store.close()
+
+
+def test_i9_a_block_that_is_cut_at_a_floor_once_it_went_by_has_no_fault(raw: Raw) -> None:
+    position, faults = scrub(raw.store, b"", 1)
+    floors: list[int] = []
+    while position:
+        place = Place.parse(position)
+        if place.begun and place.source_no == raw.no("a") and place.before:
+            floors.append(place.seq - 20)
+            raw.store.truncate({"a": floors[-1]})
+        position, more = scrub(raw.store, position, 1)
+        faults += more
+    assert {31, 81, 131} <= set(floors)
+    assert faults == []
 
 
 def test_i9_a_log_in_use_by_other_threads_has_no_fault(
@@ -859,3 +890,63 @@ def test_what_was_changed_with_a_portion_between_is_found_all_the_same(raw: Raw)
                 faults += more
             assert (DAMAGED, DELTAS, *held.deltas[0].dot) in seen(faults)
         raw.rewrite(key, held, held.records, rechained=True)
+
+
+# ---------------------------------------------------------------------------------------------- several faults at once
+
+
+def test_a_closed_store_cannot_be_walked(directory: Path) -> None:
+    store = opened(directory / "store")
+    store.close()
+    with pytest.raises(StoreClosed, match="the store is closed"):
+        list(verify.verify(store))
+
+
+def test_i6_a_block_whose_time_goes_back_is_named(raw: Raw) -> None:
+    key, held = raw.block_of("a", 1)
+    records = [
+        codec.build(d.source, d.seq, d.timestamp - 995, d.payload, kind=d.kind, key=d.key).record for d in held.deltas
+    ]
+    raw.rewrite(key, held, records, rechained=True)
+    messages = [fault.message for fault in found(raw.store) if (fault.family, fault.key) == (DELTAS, key)]
+    assert "its timestamp does not come after its predecessor's" in messages
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_i9_a_changed_record_is_named_although_its_block_lies_about_what_stands_before_it(
+    raw: Raw, number: int
+) -> None:
+    key, held = raw.block_of("a", number)
+    records = [changed(d, "payload").record if d is held.deltas[20] else d.record for d in held.deltas]
+    raw.rewrite(key, attrs.evolve(held, previous=b"x" * 32), records, rechained=False)
+    assert seen(found(raw.store)) == [(DAMAGED, DELTAS, *held.deltas[20].dot)]
+
+
+@pytest.mark.parametrize("source", ["a", "b"])
+def test_i9_a_last_block_that_leads_from_nowhere_to_nowhere_is_named(raw: Raw, source: str) -> None:
+    """It fits in itself, neither to what stands before it nor to the head."""
+    key, held = raw.block_of(source, -1)
+    records = [changed(delta, "payload").record for delta in held.deltas]
+    raw.rewrite(key, attrs.evolve(held, previous=b"x" * 32), records, rechained=True)
+    assert seen(found(raw.store)) == [(DAMAGED, DELTAS, *held.deltas[0].dot)]
+
+
+def test_damage_to_meta_is_named_and_no_note_is_called_missing_for_it(on_disk: tuple[Path, Pair]) -> None:
+    store = opened(on_disk[0])
+    file = family_file(store, META)
+    flip(file, 40)
+    faults = list(verify.verify(store))
+    assert {(fault.kind, fault.family, fault.file) for fault in faults} == {(DAMAGED, META, file.name)}
+    close(store)
+
+
+def test_damage_behind_the_last_delta_is_named_although_no_delta_is_lost(on_disk: tuple[Path, Pair]) -> None:
+    store = opened(on_disk[0])
+    key = keys.block_key(2, 1_000_000)
+    Raw(store).put(DELTAS, key, random.Random(11).randbytes(60_000))
+    store.db.compact()
+    file = store.db.path / str(store.db.file_of(DELTAS, key))
+    flip(file, file.stat().st_size - 30_000)
+    (fault,) = verify.verify(store)
+    assert (fault.kind, fault.family, fault.source, fault.seq, fault.file) == (DAMAGED, DELTAS, "", 0, file.name)
+    close(store)

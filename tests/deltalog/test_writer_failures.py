@@ -226,6 +226,18 @@ async def test_a_group_that_the_body_made_stays_a_group(autojump_clock: MockCloc
     assert {type(error) for error in ending.error.exceptions} == {KeyError, ValueError}
 
 
+async def test_i10_an_error_of_the_body_and_a_bug_of_the_writer_come_out_together(autojump_clock: MockClock) -> None:
+    rig = Rig()
+    ending = rig.failing(ExceptionGroup)
+    async with ending as log:
+        rig.store.faults.fail("write", Bug)
+        log.append_nowait("a")
+        raise KeyError("mine")
+    assert isinstance(ending.error, ExceptionGroup)
+    assert {type(error) for error in ending.error.exceptions} == {KeyError, Bug}
+    assert any("1 deltas were not stored" in note for note in ending.error.__notes__)
+
+
 async def test_an_error_keeps_its_context(autojump_clock: MockClock) -> None:
     def fail() -> None:
         try:
