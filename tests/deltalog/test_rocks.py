@@ -1119,4 +1119,4 @@ class Model(RuleBasedStateMachine):
 
 def test_model(tmp_path: Path) -> None:
     Model.directory = tmp_path
-    run_state_machine_as_test(Model, settings=settings(max_examples=40, stateful_step_count=30))
+    run_state_machine_as_test(Model, settings=settings(max_examples=20, stateful_step_count=30))
