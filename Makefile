@@ -4,7 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
-EXTRAS := cli,pycrdt,test,dev,fuzz
+EXTRAS := api,cli,pycrdt,test,dev,fuzz
 PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3.13 python3.14 python3)
 SOURCES := $(wildcard deltalog audit sync tests benchmarks)
 

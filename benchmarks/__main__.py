@@ -6,9 +6,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import bench_append, bench_disk, bench_query, report
+from benchmarks import bench_append, bench_audit, bench_disk, bench_locks, bench_query, report
 
-_BENCHES = {"append": bench_append.run, "query": bench_query.run, "disk": bench_disk.run}
+_BENCHES = {
+    "append": bench_append.run,
+    "query": bench_query.run,
+    "disk": bench_disk.run,
+    "audit": bench_audit.run,
+    "locks": bench_locks.run,
+}
 
 
 def main() -> int:

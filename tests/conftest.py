@@ -85,8 +85,15 @@ def _has_tmpfs() -> bool:
         return mounted
 
 
+def _has_chromium() -> bool:
+    """A browser and its driver."""
+    return shutil.which("chromium") is not None and shutil.which("chromedriver") is not None
+
+
 SYSTEM: dict[str, tuple[Callable[[], bool], str]] = {
+    "chromium": (_has_chromium, "apt-get install chromium chromium-driver"),
     "gcc": (_has_gcc, "apt-get install gcc libc6-dev"),
+    "openssl": (lambda: shutil.which("openssl") is not None, "apt-get install openssl"),
     "root": (lambda: os.geteuid() == 0, "run the tests as root"),
     "tmpfs": (_has_tmpfs, "run the tests as root, where mounting a tmpfs is allowed"),
 }

@@ -13,6 +13,20 @@ from tests.app.invoked import digest, interchange, invoke, one_line, printed
 
 LONG = "x" * 1_100_000
 
+FILTERED = [["audit", "query"], ["audit", "tail"], ["audit", "export"]]
+SUMMARY = ["audit", "summary"]
+WRONG_FILTERS = [
+    (["--holder", ""], "it takes 1 to 255 bytes"),
+    (["--action", "steal"], "'steal' is not one of"),
+    (["--lock-id", "x" * 256], "it takes 1 to 255 bytes"),
+    (["--target", "../x"], "has a .. segment"),
+    (["--target-prefix", ""], "it takes 1 to 8,192 bytes"),
+    (["--after", "now"], "it takes ISO 8601 with an offset"),
+    (["--until", "2026-01-01"], "it takes ISO 8601 with an offset"),
+    (["--after", "2", "--until", "1"], "--after comes after --until"),
+    (["--min-token", "-1"], "-1 is not in the range"),
+]
+
 # (verb and arguments, a part of the message). DATA is a log, TMP an empty folder, and --data DATA is added if no other
 # directory is named. Exit code 2: called wrongly.
 WRONG: list[tuple[list[str], str]] = [
@@ -105,11 +119,46 @@ WRONG: list[tuple[list[str], str]] = [
     (["demo", "--deltas", "10"], "10 is not in the range"),
     (["demo", "--data", "DATA"], "is there already; --data takes a directory that is to be made"),
     (["demo", "--data", ""], "it must name a directory"),
+    # serve
+    (["serve", "--source", ""], "source must not be empty"),
+    (["serve", "--host", "0.0.0.0"], "that takes a token"),
+    (["serve", "--port", "65536"], "65536 is not in the range"),
+    (["serve", "--token-file", "TMP/none"], "--token-file: cannot read"),
+    (["serve", "--tls-cert", "x"], "TLS takes both a certificate and a key"),
+    (["serve", "--tls-key", "x"], "TLS takes both a certificate and a key"),
+    # audit, locks
+    (["audit", "steal"], "No such command 'steal'"),
+    *(([*verb, *words], message) for verb in FILTERED for words, message in WRONG_FILTERS),
+    *(([*verb, "--url", "ftp://x"], "it takes http://HOST:PORT") for verb in (*FILTERED, SUMMARY, ["locks"])),
+    (["audit", "query", "--limit", "0"], "0 is not in the range"),
+    (["audit", "query", "--cursor", ""], "it takes 1 to 4,096 bytes"),
+    (["audit", "tail", "--limit", "1001"], "1001 is not in the range"),
+    (["audit", "tail", "--follow"], "--follow needs --url"),
+    (["audit", "export", "--format", "xml"], "'xml' is not one of"),
+    (["audit", "summary", "--after", "2", "--until", "1"], "--after comes after --until"),
+    (["audit", "verify", "--head", "audit-head:v1:x"], "it takes audit-head:v1:"),
+    (["locks", "--holder", ""], "it takes 1 to 255 bytes"),
+    (["locks", "--target", "a:9-1"], "lines"),
     # no verb
     (["fetch"], "No such command 'fetch'"),
     (["--fetch"], "No such option '--fetch'"),
 ]
-ON_DATA = sorted(name for name, verb in verbs.commands.items() if name != "demo")
+
+
+def commands() -> dict[str, click.Command]:
+    """Every verb by what is typed for it: `tail`, `audit tail`."""
+    found: dict[str, click.Command] = {}
+    for name, verb in sorted(verbs.commands.items()):
+        inner = verb.commands if isinstance(verb, click.Group) else {}
+        found |= {f"{name} {part}": command for part, command in inner.items()} or {name: verb}
+    return found
+
+
+def verb_of(words: list[str]) -> str:
+    return next((name for name in commands() if words[: name.count(" ") + 1] == name.split()), words[0])
+
+
+ON_DATA = [name for name in commands() if name != "demo"]
 ARGUMENTS = {"append": ["1"], "import": ["TMP/good"], "erase": ["alice", "1", "--reason", "x"], "gc": ["--keep", "1"]}
 
 
@@ -153,10 +202,10 @@ def test_a_wrong_call_is_one_line_and_changes_nothing(words: list[str], message:
 
 def test_every_option_of_every_verb_stands_in_this_table() -> None:
     """Flags apart, which `test_a_flag_takes_no_value` covers."""
-    tried = {(words[0], word.partition("=")[0]) for words, _ in WRONG for word in words}
+    tried = {(verb_of(words), word.partition("=")[0]) for words, _ in WRONG for word in words}
     missing = [
         (name, option)
-        for name, verb in verbs.commands.items()
+        for name, verb in commands().items()
         for parameter in verb.params
         if isinstance(parameter, click.Option) and not parameter.is_flag and parameter.name not in ("data", "help")
         for option in parameter.opts
@@ -168,7 +217,7 @@ def test_every_option_of_every_verb_stands_in_this_table() -> None:
 def flags() -> list[tuple[str, str]]:
     return [
         (name, option)
-        for name, verb in sorted(verbs.commands.items())
+        for name, verb in commands().items()
         for parameter in verb.params
         if isinstance(parameter, click.Option) and parameter.is_flag
         for option in parameter.opts
@@ -178,7 +227,7 @@ def flags() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("verb", "flag"), flags())
 def test_a_flag_takes_no_value(verb: str, flag: str, data: Path, tmp: Path) -> None:
     before = digest(data)
-    line = refused([verb, f"{flag}=yes", "--data", str(data), *filled(ARGUMENTS.get(verb, []), data, tmp)], 2)
+    line = refused([*verb.split(), f"{flag}=yes", "--data", str(data), *filled(ARGUMENTS.get(verb, []), data, tmp)], 2)
     assert f"Option '{flag}' does not take a value" in line
     assert digest(data) == before
 
@@ -188,7 +237,7 @@ def test_a_flag_takes_no_value(verb: str, flag: str, data: Path, tmp: Path) -> N
 
 @pytest.mark.parametrize("verb", ON_DATA)
 def test_no_directory_named(verb: str, data: Path, tmp: Path) -> None:
-    line = refused([verb, *filled(ARGUMENTS.get(verb, []), data, tmp)], 2)
+    line = refused([*verb.split(), *filled(ARGUMENTS.get(verb, []), data, tmp)], 2)
     assert "Missing option '--data' (env var: 'DELTALOG_DATA')" in line
 
 
@@ -206,16 +255,16 @@ def test_no_directory_named(verb: str, data: Path, tmp: Path) -> None:
 def test_a_directory_that_cannot_be_one(verb: str, name: str, message: str, data: Path, tmp: Path) -> None:
     """Nothing, a file, a place below a file, a folder of something else."""
     before = digest(tmp)
-    result = invoke(verb, *filled([*ARGUMENTS.get(verb, []), "--data", name], data, tmp))
+    result = invoke(*verb.split(), *filled([*ARGUMENTS.get(verb, []), "--data", name], data, tmp))
     assert result.exit_code in (1, 2)
     assert message in one_line(result.stderr)
     assert digest(tmp) == before
 
 
-@pytest.mark.parametrize("verb", [verb for verb in ON_DATA if verb not in ("append", "import")])
+@pytest.mark.parametrize("verb", [verb for verb in ON_DATA if verb not in ("append", "import", "serve")])
 def test_a_verb_that_does_not_write_makes_no_directory(verb: str, data: Path, tmp: Path) -> None:
     missing = tmp / "missing"
-    line = refused([verb, "--data", str(missing), *filled(ARGUMENTS.get(verb, []), data, tmp)], 1)
+    line = refused([*verb.split(), "--data", str(missing), *filled(ARGUMENTS.get(verb, []), data, tmp)], 1)
     assert f"{missing} does not exist" in line
     assert not missing.exists()
 

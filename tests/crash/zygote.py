@@ -1,8 +1,8 @@
 """A process that imports everything once and forks a child for each program: 5 ms instead of half a second.
 
 The zygote itself never opens a database, so its children may (see `deltalog.rocks_fork`). Each child runs
-`tests.crash.child_log.PROGRAMS[name](say, *arguments)`; `say` sends the parent one JSON line. A child that is killed in
-the middle of a line leaves a torn one, which is dropped: it was not said.
+`PROGRAMS[name](say, *arguments)` of `child_log`, `child_audit` or `child_locks`; `say` sends the parent one JSON line.
+A child that is killed in the middle of a line leaves a torn one, which is dropped: it was not said.
 """
 
 from __future__ import annotations
@@ -157,8 +157,9 @@ def side_by_side(work: Callable[[_T], Any], items: list[_T]) -> Iterator[Any]:
 
 def main(number: str) -> None:
     """Serve the parent until it closes its end."""
-    from tests.crash.child_log import PROGRAMS
+    from tests.crash import child_audit, child_locks, child_log
 
+    programs = {**child_log.PROGRAMS, **child_audit.PROGRAMS, **child_locks.PROGRAMS}
     requests = socket.socket(fileno=int(number))
     while True:
         request, pipes, _, _ = socket.recv_fds(requests, 1 << 16, 1)
@@ -171,7 +172,7 @@ def main(number: str) -> None:
         pid = os.fork()
         if pid == 0:
             requests.close()
-            _run(PROGRAMS[what], arguments, pipes[0])
+            _run(programs[what], arguments, pipes[0])
         os.close(pipes[0])
         requests.send(str(pid).encode())
 

@@ -141,6 +141,7 @@ def test_commands_in_examples_exist(page: Path) -> None:
 
 def test_every_file_is_named_exactly_once_in_the_architecture() -> None:
     files = {path.relative_to(ROOT / "deltalog").as_posix() for path in (ROOT / "deltalog").rglob("*.py")}
+    files |= {path.relative_to(ROOT).as_posix() for face in ("audit", "sync") for path in (ROOT / face).rglob("*.py")}
     text = ARCHITECTURE.read_text()
     counts = Counter(re.findall(r"`([\w/]+\.py)`", text.partition("## Invariants")[0]))
     assert files - counts.keys() == set(), "name them where a delta passes them"
