@@ -39,6 +39,7 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP)  ## the story the README tells, in under 30 seconds
 	@$(BIN)/python -m deltalog.app demo
+	@$(BIN)/python -m deltalog.app demo audit
 
 test: $(STAMP)  ## all tests but the nightly programmes
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)

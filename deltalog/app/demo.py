@@ -17,7 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,11 +26,13 @@ import attrs
 import click
 import trio
 
+from deltalog.app import audit_demo
 from deltalog.app.agents import FILES, NAMES, Files, session
 from deltalog.app.opening import DataOptions, inspected, opened, startup_lines
 from deltalog.app.options import DIRECTORY, debug_option
 from deltalog.app.process import run
-from deltalog.app.terminal import Meter, listed, print_table
+from deltalog.app.story import Story
+from deltalog.app.terminal import Meter, listed
 from deltalog.clock import COUNTER_BITS, to_iso
 from deltalog.delta import Delta
 from deltalog.errors import BelowFloor
@@ -46,6 +49,7 @@ _BATCH: Final = 250
 _FLUSHES: Final = 20
 _KILL_AT: Final = 0.45
 _KILL_DELAY_S: Final = 0.05
+SEEDS: Final = click.IntRange(0, 1 << 32)
 _MINUTE: Final = 60_000 << COUNTER_BITS
 
 
@@ -99,7 +103,7 @@ def _flush_every(count: int) -> int:
     return max(1, count // (_BATCH * _FLUSHES))
 
 
-async def _write_and_kill(story: Story) -> dict[str, Any]:
+async def _write_and_kill(story: SessionStory) -> dict[str, Any]:
     """Run the writing process, kill it in the middle; return its last report."""
     command = [sys.executable, "-m", __spec__.name, str(story.path), str(story.seed), str(story.count)]
     child = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE)
@@ -134,34 +138,17 @@ async def _reports(child: trio.Process) -> AsyncIterator[dict[str, Any]]:
 # -------------------------------------------------------------------------------------------------------- the story
 
 
-@attrs.define
-class Story:
+@attrs.define(kw_only=True)
+class SessionStory(Story):
     """What the demo tells and checks."""
 
-    path: Path
     seed: int
     count: int
     edits: list[Delta] = attrs.field(factory=list)
     """The whole session, as the agents know it."""
-    failed: list[str] = attrs.field(factory=list)
-    figures: dict[str, str] = attrs.field(factory=dict)
-
-    def step(self, text: str) -> None:
-        """Begin a step."""
-        print(f"\n{text}", flush=True)
-
-    def say(self, text: str) -> None:
-        """Tell something."""
-        print(f"  {text}", flush=True)
-
-    def check(self, holds: bool, text: str) -> None:
-        """Tell something that must be so."""
-        if not holds:
-            self.failed.append(text)
-        print(f"  {'[ok]' if holds else '[FAILED]'} {text}", flush=True)
 
 
-async def tell(story: Story) -> None:
+async def tell(story: SessionStory) -> None:
     """Tell the story from its beginning to its end."""
     story.step(f"1. {len(NAMES)} agents edit {len(FILES)} files; a process writes their {story.count:,} edits to a log")
     flushed = await _write_and_kill(story)
@@ -175,7 +162,7 @@ async def tell(story: Story) -> None:
     await trio.to_thread.run_sync(_verify, story)
 
 
-async def _recover(story: Story, manager: Manager, flushed: Mapping[str, Any]) -> None:
+async def _recover(story: SessionStory, manager: Manager, flushed: Mapping[str, Any]) -> None:
     log, synced = manager.log, flushed["synced"]
     story.step("2. The log is opened again")
     for line in startup_lines(manager.startup):
@@ -194,7 +181,7 @@ async def _recover(story: Story, manager: Manager, flushed: Mapping[str, Any]) -
     story.figures["recovered after it"] = f"{sum(log.heads.values()):,} deltas"
 
 
-async def _finish(story: Story, log: DeltaLog) -> None:
+async def _finish(story: SessionStory, log: DeltaLog) -> None:
     before, started = sum(log.heads.values()), time.perf_counter()
     with Meter("  writing", at_once=True, interval_s=1.0) as meter:
 
@@ -211,7 +198,7 @@ async def _finish(story: Story, log: DeltaLog) -> None:
     story.figures["written"] = f"{count / elapsed_s:,.0f} deltas/s, fsynced"
 
 
-async def _replay(story: Story, log: DeltaLog) -> None:
+async def _replay(story: SessionStory, log: DeltaLog) -> None:
     story.step("4. All is replayed, in timestamp order")
     started, stream, deltas = time.perf_counter(), log.replay(), list[Delta]()
     while page := await stream.page():
@@ -241,7 +228,7 @@ def _is_causal(deltas: Iterable[Delta]) -> bool:
     return True
 
 
-async def _ask(story: Story, log: DeltaLog) -> None:
+async def _ask(story: SessionStory, log: DeltaLog) -> None:
     story.step("5. Questions")
     begin, end = story.edits[len(story.edits) // 3].timestamp, story.edits[len(story.edits) // 2].timestamp
     started = time.perf_counter()
@@ -268,7 +255,7 @@ def _dot(delta: Delta) -> str:
     return f"{delta.source}:{delta.seq:,}"
 
 
-async def _collect(story: Story, log: DeltaLog) -> None:
+async def _collect(story: SessionStory, log: DeltaLog) -> None:
     story.step("6. The older half is dropped")
     await log.compact()
     before = await log.sizes()
@@ -290,7 +277,7 @@ async def _collect(story: Story, log: DeltaLog) -> None:
     story.figures["after dropping half"] = f"{after.disk_bytes:,} bytes"
 
 
-def _verify(story: Story) -> None:
+def _verify(story: SessionStory) -> None:
     story.step("7. The closed log is verified: every record, the index, the heads, the hash chains")
     with inspected(story.path) as store:
         faults = list(verify(store))
@@ -301,31 +288,44 @@ def _verify(story: Story) -> None:
 # --------------------------------------------------------------------------------------------------------- the verb
 
 
-@click.command
+@click.group(invoke_without_command=True)
 @click.option("--data", type=DIRECTORY, help="Keep the log in this directory; it must not be there yet.")
-@click.option("--seed", type=click.IntRange(0, 1 << 32), default=1, show_default=True, help="Another session.")
+@click.option("--seed", type=SEEDS, default=1, show_default=True, help="Another session.")
 @click.option("--deltas", type=click.IntRange(2_000, 10_000_000), default=DELTAS, show_default=True, help="Its length.")
 @debug_option
-def demo(data: Path | None, seed: int, deltas: int) -> int:
+@click.pass_context
+def demo(context: click.Context, data: Path | None, seed: int, deltas: int) -> int:
     """Show what the log is for: write, kill -9, recover, replay, query, collect, verify. Needs nothing else."""
+    if context.invoked_subcommand is not None:
+        return 0
+    with _place(data) as path:
+        story = SessionStory(path=path, seed=seed, count=deltas)
+        farewell = f"The log is kept in {path}: deltalog stats --data {path}" if data is not None else ""
+        return run(lambda: story.run(lambda: tell(story), farewell))
+
+
+@demo.command
+@click.option("--data", type=DIRECTORY, help="Keep log and trail in this directory; it must not be there yet.")
+@click.option("--seed", type=SEEDS, default=1, show_default=True, help="Other agents.")
+@click.option(
+    "--seconds", type=click.FloatRange(0.2, 3600), default=audit_demo.SECONDS, show_default=True, help="How long."
+)
+@debug_option
+def audit(data: Path | None, seed: int, seconds: float) -> int:
+    """Show what the locks are for: agents contend for parts of files, and the trail answers who held what."""
+    with _place(data) as path:
+        story = audit_demo.LockStory(path=path, seed=seed, seconds=seconds)
+        farewell = f"All is kept in {path}: deltalog serve --data {path}" if data is not None else ""
+        return run(lambda: story.run(lambda: audit_demo.tell(story), farewell))
+
+
+@contextmanager
+def _place(data: Path | None) -> Iterator[Path]:
+    """The directory to be made: the one asked for, or one that goes afterwards."""
     if data is not None and data.exists():
         raise click.UsageError(f"{data} is there already; --data takes a directory that is to be made")
     with tempfile.TemporaryDirectory(prefix="deltalog-demo-") as folder:
-        story = Story(data if data is not None else Path(folder) / "data", seed, deltas)
-        return run(lambda: _told(story, kept=data is not None))
-
-
-async def _told(story: Story, *, kept: bool) -> int:
-    started = time.perf_counter()
-    await tell(story)
-    story.figures["all of it"] = f"{time.perf_counter() - started:.1f} s"
-    print()
-    print_table("in short", ("what", "figure"), list(story.figures.items()))
-    if kept:
-        print(f"The log is kept in {story.path}: deltalog stats --data {story.path}")
-    for text in story.failed:
-        print(f"FAILED: {text}", file=sys.stderr)
-    return 1 if story.failed else 0
+        yield data if data is not None else Path(folder) / "data"
 
 
 if __name__ == "__main__":

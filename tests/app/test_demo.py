@@ -38,7 +38,7 @@ def test_the_demo_runs_recovers_and_keeps_what_it_is_told_to(tmp_path: Path) -> 
 def test_the_demo_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
-    async def nothing(story: demo.Story) -> None:
+    async def nothing(story: demo.SessionStory) -> None:
         story.path.mkdir()
         assert story.path.is_relative_to(tmp_path)
 
@@ -48,7 +48,7 @@ def test_the_demo_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_check_that_fails_fails_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def lie(story: demo.Story) -> None:
+    async def lie(story: demo.SessionStory) -> None:
         story.check(True, "one is one")
         story.check(False, "one is two")
 

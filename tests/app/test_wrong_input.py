@@ -119,6 +119,10 @@ WRONG: list[tuple[list[str], str]] = [
     (["demo", "--deltas", "10"], "10 is not in the range"),
     (["demo", "--data", "DATA"], "is there already; --data takes a directory that is to be made"),
     (["demo", "--data", ""], "it must name a directory"),
+    (["demo", "audit", "--seed", "-1"], "-1 is not in the range"),
+    (["demo", "audit", "--seconds", "0"], "0.0 is not in the range"),
+    (["demo", "audit", "--seconds", "long"], "'long' is not a valid float range"),
+    (["demo", "audit", "--data", "DATA"], "is there already; --data takes a directory that is to be made"),
     # serve
     (["serve", "--source", ""], "source must not be empty"),
     (["serve", "--host", "0.0.0.0"], "that takes a token"),
@@ -150,15 +154,18 @@ def commands() -> dict[str, click.Command]:
     found: dict[str, click.Command] = {}
     for name, verb in sorted(verbs.commands.items()):
         inner = verb.commands if isinstance(verb, click.Group) else {}
-        found |= {f"{name} {part}": command for part, command in inner.items()} or {name: verb}
+        found |= {f"{name} {part}": command for part, command in inner.items()}
+        if not inner or any(isinstance(each, click.Option) and not each.is_flag for each in verb.params):
+            found[name] = verb  # a group that does something by itself, too
     return found
 
 
 def verb_of(words: list[str]) -> str:
-    return next((name for name in commands() if words[: name.count(" ") + 1] == name.split()), words[0])
+    """The longest that the words begin with."""
+    return max((name for name in commands() if words[: name.count(" ") + 1] == name.split()), key=len, default=words[0])
 
 
-ON_DATA = [name for name in commands() if name != "demo"]
+ON_DATA = [name for name in commands() if not name.startswith("demo")]
 ARGUMENTS = {"append": ["1"], "import": ["TMP/good"], "erase": ["alice", "1", "--reason", "x"], "gc": ["--keep", "1"]}
 
 
