@@ -143,7 +143,7 @@ class Reader:
         """
         if type(after_number) is not int or not 0 <= after_number <= self._store.head.number:
             raise UsageError(f"after_number is {after_number!r}; it takes 0 to {self._store.head.number}")
-        number = after_number or self._store.head.floor
+        number = after_number
         while True:
             page = await self._offload(self._behind, number)
             for each in page:
@@ -155,13 +155,14 @@ class Reader:
                 await self._recorder.wait_recorded(number)
 
     def _behind(self, number: int) -> list[Recorded]:
+        """The next events behind a number; behind 0 from the oldest there is, [] if retention took them meanwhile."""
         head = self._store.head
-        numbers = range(number + 1, min(number + _PAGE, head.number) + 1)
-        found = self._store.get_many(numbers)
+        after = number or head.floor
+        found = self._store.get_many(range(after + 1, min(after + _PAGE, head.number) + 1))
         floor = self._store.head.floor
-        if number < floor:
+        if number and number < floor:
             raise EventsExpired(number, floor)
-        return found
+        return found if after >= floor else []
 
     async def held(self, target: Target | str, at: int) -> list[Recorded]:
         """Who held a target, or a part of it, at a time: the events that gave these leases, the oldest first.

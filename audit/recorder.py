@@ -236,14 +236,12 @@ class Recorder:
         """Say how the last run ended, and that a new one began."""
         last, head = self._store.run(), self._store.head
         metadata = {"unclean": "false" if last is None or last.clean else "true"}
-        window_s = float(self.options.interval_s)
         if last is None:
             metadata["created"] = "true"
         elif not last.clean:
-            lost = "events of the last moments before the stop may be missing"
-            metadata |= {"missing": lost, "window_s": f"{last.window_s:g}"}
+            metadata |= {"missing": "the last events before the stop may be missing", "window_s": f"{last.window_s:g}"}
             metadata |= {"last_number": str(head.number), "last_timestamp": str(head.timestamp)}
-            window_s = max(window_s, last.window_s)  # its event may get lost as well
+        window_s = max(self.options.interval_s, 0 if last is None or last.clean else last.window_s)
         self._store.set_run(Run(head.timestamp, clean=False, window_s=window_s))
         self._buffer.put_own(AuditEvent(self.clock.tick(), Action.STARTED, metadata=metadata))
 

@@ -199,6 +199,8 @@ class AuditStore:
                 head = self._stage(batch, head, batch_of)
                 self._db.write(batch)
                 self._head = head
+                if head.number >= self._checkpoint + trail.CHECKPOINT_EVENTS:
+                    self._checkpoint = head.number  # it was staged with the rest
         if sync:
             self._db.sync()
         return head
@@ -225,7 +227,6 @@ class AuditStore:
         if head.number >= self._checkpoint + trail.CHECKPOINT_EVENTS:
             checkpoint = Checkpoint(head.number, head.timestamp, head.link, head.size_bytes)
             batch.put(META, keys.checkpoint_key(head.number), keys.encode_checkpoint(checkpoint))
-            self._checkpoint = head.number
         batch.put(META, keys.META_HEAD, keys.encode_head(head))
         return head
 
@@ -269,8 +270,7 @@ class AuditStore:
 
     def checkpoints(self) -> list[Checkpoint]:
         """Checkpoints above the floor, ascending."""
-        begin, end = keys.META_CHECKPOINT, keys.META_CHECKPOINT + b"\xff" * 8
-        rows = self._db.scan(META, begin=begin, end=end)
+        rows = self._db.scan(META, begin=keys.META_CHECKPOINT, end=keys.META_CHECKPOINT + b"\xff" * 8)
         return [self.checked(META, key, partial(keys.decode_checkpoint, key, value)) for key, value in rows]
 
     # ---------------------------------------------------------------------------------------------------------- read
@@ -356,8 +356,7 @@ class AuditStore:
 
     def _truncate_step(self, floor: int) -> None:
         begin, end = self._head.floor + 1, floor + 1
-        terms: set[Term] = set()
-        size, row = 0, None
+        terms, size, row = set[Term](), 0, None
         for key, row in self._db.scan(EVENTS, begin=keys.event_key(begin), end=keys.event_key(end)):
             terms.update(keys.terms_of(self.decode(key, row)))
             size += len(row) - keys.LINK_BYTES

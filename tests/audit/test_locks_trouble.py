@@ -118,13 +118,17 @@ async def test_a_trail_that_was_closed_says_so_for_several_targets_too(autojump_
         trail.closed = False
 
 
+async def failing_block(locks: Locks, trail: ClosedTrail) -> None:
+    async with locks.hold(A, ANN):
+        trail.closed = True
+        raise ZeroDivisionError
+
+
 async def test_the_error_of_a_block_comes_out_of_hold_even_if_the_trail_was_closed(autojump_clock: MockClock) -> None:
     trail = ClosedTrail()
     async with Bench(trail).open() as locks:
         with pytest.raises(ZeroDivisionError):
-            async with locks.hold(A, ANN):
-                trail.closed = True
-                raise ZeroDivisionError
+            await failing_block(locks, trail)
         trail.closed = False
 
 

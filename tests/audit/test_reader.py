@@ -213,6 +213,17 @@ async def test_a_tail_waits_and_ends_when_the_trail_closes(
     assert ended
 
 
+async def test_a_tail_from_the_oldest_event_begins_there_while_retention_removes(store: AuditStore) -> None:
+    write_all(store, some_events(1_000))
+
+    async def inline_after_retention(call: Callable[..., Any], *arguments: Any) -> Any:
+        store.truncate(store.head.floor + 300)
+        return await inline(call, *arguments)
+
+    async with aclosing(Reader(store, None, inline_after_retention).follow(0)) as tail:
+        assert (await anext(tail)).number == 301
+
+
 async def test_a_tail_says_what_retention_took_from_it(store: AuditStore, reader: Reader) -> None:
     write_all(store, some_events(1_000))
     tail = reader.follow(10)

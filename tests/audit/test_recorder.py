@@ -356,6 +356,7 @@ async def test_the_next_start_says_that_the_last_stop_was_not_clean(
 async def test_a_start_says_how_much_the_run_before_could_lose(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
+    started: list[AuditEvent] = []
     for interval_s in (60, 0.5, 0.25):
         async with recording(tmp_path, RecorderOptions(interval_s=interval_s)) as it:
             run = it.store.run()
