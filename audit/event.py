@@ -22,6 +22,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -165,7 +166,7 @@ def encode(event: AuditEvent) -> bytes:
     header = _HEADER.pack(
         VERSION, _CODES[event.action], event.timestamp, event.token, *map(len, texts), len(event.metadata)
     )
-    return b"".join((header, *texts, _encode_metadata(event.metadata) if event.metadata else b""))
+    return b"".join((header, *texts, _encode_metadata(tuple(event.metadata.items())) if event.metadata else b""))
 
 
 def decode(data: bytes) -> AuditEvent:
@@ -199,8 +200,10 @@ def timestamp_of(data: bytes) -> int:
     return timestamp
 
 
-def _encode_metadata(metadata: Mapping[str, str]) -> bytes:
-    entries = sorted((key.encode(), value.encode()) for key, value in metadata.items())
+@lru_cache(maxsize=1024)
+def _encode_metadata(metadata: tuple[tuple[str, str], ...]) -> bytes:
+    """The entries' bytes; kept, because those of neighbours are mostly the same."""
+    entries = sorted((key.encode(), value.encode()) for key, value in metadata)
     return b"".join([_SIZES.pack(len(key), len(value)) + key + value for key, value in entries])
 
 

@@ -134,7 +134,8 @@ class Delta(DeltaFields):
 
         Raises `DecodeError` when the bytes (a peer's, say) are not a msgpack value.
         """
-        return None if self.erased else decode_payload(memoryview(self.record)[self.body :])
+        record = self.record
+        return None if record[1] else decode_payload(record[self.body :])
 
 
 def seal(fields: DeltaFields) -> Delta:

@@ -64,7 +64,7 @@ class ServeOptions:
     """At a time."""
     live_tails: int = 64
     """At a time."""
-    idle_s: float = 15.0
+    idle_s: float = 5.0
     """A connection without a whole request for so long is closed."""
     write_s: float = 30.0
     """A client that takes nothing for so long is cut off."""

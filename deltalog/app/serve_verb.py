@@ -14,6 +14,8 @@ from typing import Any, Final
 
 import click
 
+from audit.opening import TrailOptions
+from audit.retention import AuditRetention
 from deltalog.app.node import open_node
 from deltalog.app.opening import startup_lines
 from deltalog.app.options import data_options, json_option, own_source
@@ -26,6 +28,8 @@ from deltalog.manager import Problem
 TOKEN_VARIABLE: Final = "DELTALOG_TOKEN"  # noqa: S105  # its name
 TOKEN_CHARS_MIN: Final = 16
 _TOKEN_BYTES: Final = 4096
+_DAYS_MAX: Final = 36_500
+_DAY_S: Final = 86_400
 _NEEDED: Final = ("litestar", "hypercorn", "prometheus_client")
 
 
@@ -46,6 +50,18 @@ class ApiMissing(DeltaLogError):
 )
 @click.option("--tls-cert", metavar="FILE", help="PEM certificate.")
 @click.option("--tls-key", metavar="FILE", help="PEM key.")
+@click.option(
+    "--trail-days",
+    type=click.FloatRange(0, _DAYS_MAX, min_open=True),
+    metavar="DAYS",
+    help="Drop audit events that are older, every ten minutes.  [default: keep all]",
+)
+@click.option(
+    "--trail-bytes",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Drop the oldest audit events beyond so many bytes.  [default: keep all]",
+)
 @click.option("--plain", is_flag=True, help="No TLS on an address others can reach: something in front encrypts.")
 @json_option
 def serve(
@@ -70,6 +86,7 @@ def serve(
         plain=where["plain"],
     )
     http.ssl_context(options)
+    trail = _kept(where["trail_days"], where["trail_bytes"])
 
     async def verb() -> None:
         async with AsyncExitStack() as stack:
@@ -79,6 +96,7 @@ def serve(
                     source=source,
                     accept_loss=accept_loss,
                     adopt=adopt,
+                    trail=trail,
                     progress=lambda stage, done, total: meter.update(done, total, stage),
                     on_problem=_tell_problem,
                 )
@@ -90,6 +108,14 @@ def serve(
             _print_ready(url, data, as_json)
 
     return _until_told(verb)
+
+
+def _kept(days: float | None, size_bytes: int | None) -> TrailOptions:
+    """What the trail keeps."""
+    if days is None and size_bytes is None:
+        return TrailOptions()
+    age_s = days * _DAY_S if days is not None else None
+    return TrailOptions(retention=AuditRetention(age_s=age_s, size_bytes=size_bytes))
 
 
 def _until_told(verb: Callable[[], Awaitable[None]]) -> int:

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import requests
 from hypothesis import HealthCheck, given, settings
 
 from tests.app.served import Served, known_trail, serving
+from tests.conftest import Rounds
 
 schemathesis = pytest.importorskip("schemathesis")
 
@@ -45,23 +47,24 @@ def document(served: Served) -> Any:
 
 @pytest.mark.parametrize("mode", ["positive", "negative"])
 @pytest.mark.parametrize("path", PATHS)
-def test_it_keeps_to_its_document(document: Any, path: str, mode: str) -> None:
+def test_it_keeps_to_its_document(document: Any, path: str, mode: str, rounds: Rounds) -> None:
     operation = document[path]["GET"]
     if mode == "negative" and not list(operation.iter_parameters()):
         return
     # A value that the document allows may be refused all the same: times the wrong way round, a cursor made up.
     excluded = [schemathesis.checks.CHECKS.get_one("positive_data_acceptance")]
 
-    @settings(max_examples=10, suppress_health_check=list(HealthCheck), deadline=None)
+    @settings(max_examples=rounds(100, nightly=5000), suppress_health_check=list(HealthCheck), deadline=None)
     @given(operation.as_strategy(generation_mode=schemathesis.GenerationMode(mode)))
     def ask(case: Any) -> None:
-        answer = case.call()
+        answer = case.call(session=session)
         if answer.status_code in (414, 431):  # a refusal, too, which schemathesis does not count as one
             assert mode == "negative"
         else:
             case.validate_response(answer, excluded_checks=excluded)
 
-    ask()
+    with requests.Session() as session:
+        ask()
 
 
 def test_the_document_names_every_route(served: Served) -> None:

@@ -21,7 +21,10 @@ import trio
 
 from audit import api_streams
 from audit.event import Recorded
+from audit.opening import TrailOptions
+from audit.retention import AuditRetention
 from deltalog.app import serve_verb
+from deltalog.errors import UsageError
 from tests.app.invoked import execute, invoke, lines_of, one_line, start
 from tests.app.served import Served, serving
 
@@ -316,3 +319,26 @@ def test_a_port_that_is_taken_is_one_line(served: Served, tmp_path: Path) -> Non
     result = execute("serve", "--data", tmp_path / "data", "--port", served.port)
     assert result.returncode == 1
     assert "in use" in one_line(result.stderr.decode())
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        ([], None),
+        (["--trail-days", "0.5"], AuditRetention(age_s=43_200.0)),
+        (["--trail-bytes", "1000"], AuditRetention(size_bytes=1000)),
+        (["--trail-days", "1", "--trail-bytes", "9"], AuditRetention(age_s=86_400.0, size_bytes=9)),
+    ],
+)
+def test_what_the_trail_keeps_can_be_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], kept: AuditRetention | None
+) -> None:
+    opened: list[TrailOptions] = []
+
+    def open_node(path: Path, *, trail: TrailOptions, **rest: Any) -> Any:
+        opened.append(trail)
+        raise UsageError("far enough")
+
+    monkeypatch.setattr(serve_verb, "open_node", open_node)
+    assert one_line(invoke("serve", "--data", tmp_path / "data", *words).stderr).endswith("far enough")
+    assert [each.retention for each in opened] == [kept]
