@@ -1,15 +1,18 @@
 """Opening the trail of a data directory: store, clock, recorder and reader in one `async with`.
 
     DATA/rocks/audit/      the RocksDB instance of the trail
-    DATA/rocks/audit.id    its store id, in hex: says that there was a trail, should somebody remove it
+    DATA/rocks/audit.id    its mark: store id in hex, fencing tokens reserved, number of an event that was durable then
 
 A trail is made at the first open. One that was there and is not there is an error, not a new trail: fencing tokens
 would start again. What was found for reading must be there for writing, and the last events must lead to the head.
+The mark is written behind the store, at each reservation and at a close in order. So a store that is behind its mark
+was put back from an older copy: tokens go on above the mark's, and the trail says up to which event it once reached.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -38,6 +41,7 @@ from deltalog.store import StoreSizes
 from deltalog.witness import system_errors
 from deltalog.writer import Offload
 
+_MARK: Final = re.compile(r"((?:[0-9a-f]{2})+) ([0-9]{1,19}) ([0-9]{1,19})")
 AUDIT: Final = "audit"
 """Name of the trail's instance."""
 
@@ -51,10 +55,46 @@ class TrailOptions:
     """What is kept; None: everything. Applied when the manager collects."""
 
 
+@attrs.frozen
+class _Mark:
+    """What stands beside the store and vouches for it."""
+
+    store_id: bytes
+    tokens: int
+    """Fencing tokens reserved."""
+    number: int
+    """Of an event that was durable when the mark was written."""
+
+    @classmethod
+    def read(cls, path: Path) -> _Mark | None:
+        """The mark, None if there is none. Raises StoreCorrupt, StoreIOError."""
+        with system_errors(path):
+            if not path.exists():
+                return None
+            text = path.read_text(encoding="ascii", errors="replace").strip()
+        match = _MARK.fullmatch(text)
+        if match is None:
+            raise StoreCorrupt(f"{path}: {text[:100]!r} is no store id, tokens and number")
+        return cls(bytes.fromhex(match[1]), int(match[2]), int(match[3]))
+
+    def write(self, path: Path) -> None:
+        """Put it in the place of the one before; durable on return. Raises StoreFull, StoreIOError."""
+        new = path.with_name(f"{path.name}.new")
+        with system_errors(new):
+            with new.open("w", encoding="ascii") as file:
+                file.write(f"{self.store_id.hex()} {self.tokens} {self.number}\n")
+                file.flush()
+                os.fsync(file.fileno())
+            new.rename(path)
+            sync_directory(path.parent)
+
+
 class Trail:
     """An open trail. Made by `open_trail`."""
 
-    def __init__(self, store: AuditStore, recorder: Recorder, offload: Offload) -> None:
+    def __init__(self, path: Path, store: AuditStore, recorder: Recorder, offload: Offload) -> None:
+        """`path`: of the data directory."""
+        self._path: Final = path
         self.store: Final = store
         self.recorder: Final = recorder
         self.clock: Final = recorder.clock
@@ -73,8 +113,10 @@ class Trail:
         return report
 
     def reserve_tokens(self, upto: int) -> None:
-        """As `AuditStore.reserve_tokens`: blocks; call it in a worker thread."""
+        """As `AuditStore.reserve_tokens`, and beside the store, too: blocks; call it in a worker thread."""
+        number = self.store.head.number  # what comes with the reservation is durable then
         self.store.reserve_tokens(upto)
+        _Mark(self.store.store_id, self.store.tokens, number).write(_mark_of(self._path))
 
 
 class _Member:
@@ -117,64 +159,50 @@ class _Member:
 # ------------------------------------------------------------------------------------------------------------ the store
 
 
-def open_store(path: Path, memory: SharedMemory) -> AuditStore:
+def open_store(path: Path, memory: SharedMemory) -> tuple[AuditStore, int]:
     """Open the trail of the data directory `path`, which the caller has locked; make it if there never was one.
 
+    Also returns the number of an event that the trail once had and has no more, 0 if nothing is known to be missing.
     Raises StoreMissing, StoreCorrupt, or what opening RocksDB raises.
     """
-    instance, mark = path / "rocks" / "audit", path / "rocks" / "audit.id"
-    store_id = _read_mark(mark)
+    instance, place = path / "rocks" / "audit", _mark_of(path)
+    mark = _Mark.read(place)
     if not os.path.lexists(instance):
-        if store_id is not None:
-            raise StoreMissing(f"{instance} is missing, though {mark.name} says that there was a trail: restore it")
+        if mark is not None:
+            raise StoreMissing(f"{instance} is missing, though {place.name} says that there was a trail: restore it")
         Rocks.create(instance, FAMILIES, memory).close()
-    elif store_id is not None:
+    elif mark is not None:
         _look(instance, memory)
     store = AuditStore(partial(Rocks.open, instance, FAMILIES, memory))
     try:
-        _check_mark(store, mark, store_id)
+        missing = _check_mark(store, place, mark)
         check_tail(store)
     except BaseException:
         store.close()
         raise
-    return store
+    return store, missing
 
 
-def _check_mark(store: AuditStore, mark: Path, store_id: bytes | None) -> None:
-    """Hold the store against its mark; make the mark if the trail is new."""
-    if store_id is None and store.head.number:
-        raise StoreMissing(f"{mark} is missing, though the trail is there: restore it")
-    if store_id is None:
-        _write_mark(mark, store.store_id)
-    elif store_id != store.store_id:
-        raise StoreCorrupt(f"{store.db.path} is another trail than {mark.name} says")
+def _mark_of(path: Path) -> Path:
+    return path / "rocks" / "audit.id"
+
+
+def _check_mark(store: AuditStore, place: Path, mark: _Mark | None) -> int:
+    """Hold the store against its mark; make the mark if the trail is new. Returns a number it has no more, or 0."""
+    if mark is None:
+        if store.head.number:
+            raise StoreMissing(f"{place} is missing, though the trail is there: restore it")
+        _Mark(store.store_id, store.tokens, 0).write(place)
+        return 0
+    if mark.store_id != store.store_id:
+        raise StoreCorrupt(f"{store.db.path} is another trail than {place.name} says")
+    store.reserve_tokens(mark.tokens)
+    return mark.number if mark.number > store.head.number else 0
 
 
 def _look(instance: Path, memory: SharedMemory) -> None:
     """Open for reading, which changes nothing: an error here leaves everything as it is."""
     Rocks.open_read_only(instance, FAMILIES, memory).close()
-
-
-def _read_mark(mark: Path) -> bytes | None:
-    with system_errors(mark):
-        if not mark.exists():
-            return None
-        text = mark.read_text(encoding="ascii", errors="replace").strip()
-    try:
-        return bytes.fromhex(text)
-    except ValueError as error:
-        raise StoreCorrupt(f"{mark}: {text[:100]!r} is no store id") from error
-
-
-def _write_mark(mark: Path, store_id: bytes) -> None:
-    new = mark.with_name(f"{mark.name}.new")
-    with system_errors(new):
-        with new.open("w", encoding="ascii") as file:
-            file.write(f"{store_id.hex()}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.rename(mark)
-        sync_directory(mark.parent)
 
 
 def _has_room(path: Path, store: AuditStore) -> bool:
@@ -199,26 +227,30 @@ async def open_trail(
     On leaving, everything submitted is written or counted; raises AuditUnavailable if events were lost doing so.
     """
     options = options if options is not None else TrailOptions()
-    store: AuditStore = await offload(open_store, manager.path, manager.memory)
+    store: AuditStore
+    store, missing = await offload(open_store, manager.path, manager.memory)
     try:
         clock = Clock(last=store.head.timestamp, wall_ns=wall_ns)
         recorder = Recorder(store, clock, partial(_has_room, manager.path, store), options.recorder, offload)
+        recorder.missing = missing
         manager.join(AUDIT, _Member(store, options.retention, offload, wall_ns))
         try:
             async with recorder.running():
-                yield Trail(store, recorder, offload)
+                yield Trail(manager.path, store, recorder, offload)
         finally:
             manager.leave(AUDIT)
     finally:
         with trio.CancelScope(shield=True):
-            await offload(_close, store)
+            await offload(_close, store, manager.path)
 
 
-def _close(store: AuditStore) -> None:
-    """Close; a store that is dead already has said so before."""
+def _close(store: AuditStore, path: Path) -> None:
+    """Close, and leave a mark of how far it came; a store that is dead already has said so before."""
     dead = store.health().last_error
     try:
         store.close()
+        if dead is None:
+            _Mark(store.store_id, store.tokens, store.head.number).write(_mark_of(path))
     except Exception:
         if dead is None:
             raise

@@ -59,6 +59,8 @@ class Recorder:
         self._store: Final = store
         self._has_room: Final = has_room
         self._offload: Final = offload
+        self.missing = 0
+        """Number of an event that the trail once had and has no more, 0 if none is known. Set before `running`."""
         # owned by the task
         self._buffer = Buffer(self.options.buffer_events, store.head.timestamp)
         self._strikes = 0  # failures since the last fsync that succeeded, a full disk not counted
@@ -241,6 +243,8 @@ class Recorder:
         elif not last.clean:
             metadata |= {"missing": "the last events before the stop may be missing", "window_s": f"{last.window_s:g}"}
             metadata |= {"last_number": str(head.number), "last_timestamp": str(head.timestamp)}
+        if self.missing:
+            metadata |= {"put_back": "true", "reached_before": str(self.missing)}
         window_s = max(self.options.interval_s, 0 if last is None or last.clean else last.window_s)
         self._store.set_run(Run(head.timestamp, clean=False, window_s=window_s))
         self._buffer.put_own(AuditEvent(self.clock.tick(), Action.STARTED, metadata=metadata))

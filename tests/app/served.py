@@ -201,7 +201,7 @@ def known_trail(data: Path, begin_ms: int | None = None) -> list[Recorded]:
 
     trio.run(make)
     begin = begin_ms if begin_ms is not None else time.time_ns() // 1_000_000 + 10
-    store = open_store(data, SharedMemory())
+    store, _ = open_store(data, SharedMemory())
     try:
         store.write(known_events(begin), sync=True)
         store.set_run(Run(store.head.timestamp, clean=True))

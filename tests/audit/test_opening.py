@@ -53,6 +53,42 @@ async def test_i15_a_trail_that_was_there_is_missed(tmp_path: Path, gone: str) -
             await open_trail(manager).__aenter__()
 
 
+@pytest.mark.parametrize("killed", [False, True])
+async def test_i12_an_older_copy_put_back_is_told_and_tokens_go_on_above(tmp_path: Path, killed: bool) -> None:
+    data, copy = tmp_path / "d", tmp_path / "copy"
+    await opened_and_closed(data)
+    shutil.copytree(data / "rocks" / "audit", copy)
+    async with open_manager(data) as manager, open_trail(manager) as trail:
+        trail.recorder.log(event(trail.clock.tick()))
+        await trail.recorder.flush()
+        await trio.to_thread.run_sync(trail.reserve_tokens, 5000)
+        reached = trail.head().number
+        mark = (data / "rocks" / "audit.id").read_bytes()
+    if killed:
+        (data / "rocks" / "audit.id").write_bytes(mark)  # as the reservation left it
+    shutil.rmtree(data / "rocks" / "audit")
+    shutil.copytree(copy, data / "rocks" / "audit")
+    for again in (False, True):
+        async with open_manager(data) as manager, open_trail(manager) as trail:
+            await trail.recorder.flush()
+            assert trail.store.tokens == 5000
+            started = await trail.reader.get(trail.head().number)
+            assert started is not None
+            told = {"put_back": "true", "reached_before": str(reached if killed else reached + 1)}
+            assert started.event.action is Action.STARTED
+            assert (told.items() <= started.event.metadata.items()) is not again
+            assert (await trail.verify()).ok
+
+
+@pytest.mark.parametrize("text", ["", "00", "00 1", "0g 1 1", "00 -1 1", "00 1 1 1"])
+async def test_a_mark_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    await opened_and_closed(tmp_path / "d")
+    (tmp_path / "d" / "rocks" / "audit.id").write_text(text)
+    async with open_manager(tmp_path / "d") as manager:
+        with pytest.raises(StoreCorrupt, match="is no store id, tokens and number"):
+            await open_trail(manager).__aenter__()
+
+
 async def test_another_directorys_trail_is_refused(tmp_path: Path) -> None:
     for name in ("d", "other"):
         await opened_and_closed(tmp_path / name)
