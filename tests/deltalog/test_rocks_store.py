@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import subprocess
 import sys
@@ -384,16 +385,18 @@ def test_i9_blocks_that_do_not_follow_on_each_other_are_not_merged(store: RocksS
 def test_reads_stay_exact_while_another_thread_changes_the_store(directory: Path, rounds: Rounds) -> None:
     """`still` is never changed; `moving` is written, truncated, erased; blocks of both are merged meanwhile."""
     store = opened(directory / "store")
-    pair, done = Pair(store), threading.Event()
+    pair, done, ended = Pair(store), threading.Event(), threading.Event()
     for first in range(0, 600, 20):
         pair.add("still", *range(first * 10, first * 10 + 20))
     still = pair.model.sources["still"].written
-    turns = rounds(60, nightly=3000)
+    turns, reads = rounds(60, nightly=3000), 0
 
     def change() -> None:
         try:
             chance = random.Random(5)
-            for turn in range(turns):
+            for turn in itertools.count():
+                if ended.is_set() or (turn >= turns and reads > 3):
+                    return
                 pair.add("moving", *range(turn * 1000, turn * 1000 + chance.choice((1, 5, 200))))
                 pair.add(f"new {turn}", turn)
                 head = store.heads()["moving"]
@@ -409,12 +412,13 @@ def test_reads_stay_exact_while_another_thread_changes_the_store(directory: Path
             done.set()
 
     writing = in_thread(change)
-    reads = 0
-    while not done.is_set():
-        read_all(store, still)
-        reads += 1
-    writing.result(PATIENCE_S)
-    assert reads > 3
+    try:
+        while not done.is_set():
+            read_all(store, still)
+            reads += 1
+    finally:
+        ended.set()
+        writing.result(PATIENCE_S)
     pair.model.check(store)
     store.close()
 

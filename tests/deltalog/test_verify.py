@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -848,15 +849,23 @@ def test_i9_a_block_that_is_cut_at_a_floor_once_it_went_by_has_no_fault(raw: Raw
 def test_i9_a_log_in_use_by_other_threads_has_no_fault(
     directory: Path, rounds: Rounds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The others go on until there were three walks."""
     monkeypatch.setattr(verify, "PORTION", 5)
-    pair, done, chance = Pair(opened(directory / "store")), threading.Event(), random.Random(10)
+    pair, done, ended, chance = (
+        Pair(opened(directory / "store")),
+        threading.Event(),
+        threading.Event(),
+        random.Random(10),
+    )
     pair.fill(sources=4, rounds=10)
-    store = pair.store
+    store, turns, walks = pair.store, rounds(120, nightly=5000), 0
     assert isinstance(store, RocksStore)
 
     def change() -> None:
         try:
-            for turn in range(rounds(120, nightly=5000)):
+            for turn in itertools.count():
+                if ended.is_set() or (turn >= turns and walks > 2):
+                    return
                 name = f"source {turn % 4}"
                 pair.add(name, *range((1 << 40) + turn * 1000, (1 << 40) + turn * 1000 + chance.choice((1, 5, 150))))
                 head = store.heads()[name]
@@ -869,13 +878,15 @@ def test_i9_a_log_in_use_by_other_threads_has_no_fault(
         finally:
             done.set()
 
-    changing, walks = in_thread(change), 0
-    while not done.is_set():
-        assert list(verify.verify(store)) == []
-        walks += 1
-    changing.result(PATIENCE_S)
-    assert walks > 2
-    store.close()
+    changing = in_thread(change)
+    try:
+        while not done.is_set():
+            assert list(verify.verify(store)) == []
+            walks += 1
+    finally:
+        ended.set()
+        changing.result(PATIENCE_S)
+        store.close()
 
 
 def test_what_was_changed_with_a_portion_between_is_found_all_the_same(raw: Raw) -> None:
