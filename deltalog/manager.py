@@ -399,9 +399,17 @@ async def open_manager(
             nursery.start_soon(manager.maintain)
             yield manager
             nursery.cancel_scope.cancel()
-    finally:
+    except BaseException as error:
         with trio.CancelScope(shield=True):
-            await offload(_close, data, log is not None and log.drained)
+            try:
+                await offload(_close, data, log is not None and log.drained)
+            except StoreError as failed:
+                if isinstance(error, trio.Cancelled):
+                    raise  # a cancellation says nothing, so this must
+                error.add_note(f"and the store did not close in order: {failed}")
+        raise
+    with trio.CancelScope(shield=True):
+        await offload(_close, data, log.drained)
 
 
 def _close(data: OpenData, clean: bool) -> None:

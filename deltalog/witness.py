@@ -39,6 +39,7 @@ _HEADER: Final = struct.Struct(">4sQI16s")
 _PAGE: Final = 4096
 _SLOT: Final = 16_384
 _SIZE: Final = _PAGE + 2 * _SLOT
+_GENERATION_MAX: Final = 2**63
 _BODY_MAX: Final = _SLOT - _HEADER.size
 
 
@@ -225,7 +226,8 @@ def _check(generation: int, body: bytes) -> bytes:
 def _slot_body(data: bytes) -> tuple[int, bytes | None]:
     magic, generation, size, check = _HEADER.unpack_from(data)
     body = data[_HEADER.size : _HEADER.size + size]
-    return generation, body if magic == _MAGIC and _check(generation, body) == check else None
+    sane = magic == _MAGIC and generation <= _GENERATION_MAX  # one more must fit its 64 bits
+    return generation, body if sane and _check(generation, body) == check else None
 
 
 _TYPES: Final = {

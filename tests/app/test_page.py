@@ -148,7 +148,7 @@ def test_it_shows_the_trail_as_it_is(page: Shown) -> None:
 
 def test_a_lease_that_a_restart_voided_does_not_look_held(page: Shown) -> None:
     last = [each.event.lock_id for each in page.events if each.event.target == FILES[3]][-1]
-    assert page.browser.each(f'.bar[data-lock="{last}"]', "data-end") == ["restart"]
+    page.browser.wait(lambda: page.browser.each(f'.bar[data-lock="{last}"]', "data-end") == ["restart"])
 
 
 def test_bars_stand_where_their_times_are(page: Shown) -> None:

@@ -217,3 +217,25 @@ async def test_i10_a_close_that_fails_is_told_unless_a_failure_came_before(
         closed = not broken and point == "startup.close.after"
         assert manager.startup.kind == ("clean" if closed else "unclean")
         assert [delta.payload async for delta in manager.log.replay()] == ["kept"]
+
+
+async def test_i10_a_close_that_fails_does_not_hide_what_went_wrong_before(tmp_path: Path) -> None:
+    def full() -> None:
+        raise StoreFull("no space")
+
+    async def cancelled() -> None:
+        with trio.CancelScope() as scope:
+            async with opened(tmp_path / "d"):
+                scope.cancel()
+                await trio.sleep_forever()
+
+    failpoints.arm("startup.close.before", full)
+    try:
+        with pytest.raises(ZeroDivisionError) as caught:
+            async with opened(tmp_path / "d", source="alice"):
+                raise ZeroDivisionError
+        assert caught.value.__notes__ == ["and the store did not close in order: no space"]
+        with pytest.raises(StoreFull):
+            await cancelled()
+    finally:
+        failpoints.disarm()

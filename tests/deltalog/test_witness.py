@@ -228,6 +228,13 @@ def test_a_slot_with_a_valid_check_and_other_fields_is_corrupt(path: Path, body:
         Witness.open(path)
 
 
+def test_a_generation_that_leaves_none_to_come_is_no_record(path: Path) -> None:
+    overwrite(recorded(path, 2), SLOTS[0], witness_slot(2**64 - 1, body_of(9)))
+    overwrite(path, SLOTS[1], witness_slot(2**63 + 1, body_of(9)))
+    with pytest.raises(StoreCorrupt, match="neither slot is valid"):
+        Witness.open(path)
+
+
 def test_a_size_beyond_the_slot_is_no_reason_to_read_beyond_it(path: Path) -> None:
     overwrite(recorded(path, 2), SLOTS[1], b"dlw1" + (9).to_bytes(8, "big") + b"\xff" * 4)
     assert reopened(path) == told(2)
