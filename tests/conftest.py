@@ -22,11 +22,11 @@ from typing import Protocol
 import hypothesis
 import pytest
 
-EXAMPLES = 200
+EXAMPLES = 150
 
 hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, max_examples=EXAMPLES)
 hypothesis.settings.register_profile(
-    "nightly", parent=hypothesis.settings.get_profile("ci"), max_examples=EXAMPLES * 10
+    "nightly", parent=hypothesis.settings.get_profile("ci"), max_examples=EXAMPLES * 15
 )
 
 
