@@ -196,12 +196,17 @@ def test_a_stalled_tail_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: py
         served.record(500, **LARGE)
         stalled = Tail(served, receive_bytes=4096, query="after_number=0")
         wait_tails(served, 1)
-        before = -1
-        while counted != before:  # until a write waits
-            before = counted
-            time.sleep(0.1)
+        deadline = time.monotonic() + 15
+        while not served.wait(waiting_writes):
+            assert time.monotonic() < deadline
         assert counted < 500
     stalled.close()  # only now: `serving` has seen its thread end
+
+
+async def waiting_writes() -> int:
+    """Tasks of the server that wait until a socket takes more."""
+    waiting: int = trio.lowlevel.current_statistics().io_statistics.tasks_waiting_write
+    return waiting
 
 
 def tails(served: Served) -> float:
