@@ -205,15 +205,6 @@ def _look(instance: Path, memory: SharedMemory) -> None:
     Rocks.open_read_only(instance, FAMILIES, memory).close()
 
 
-def _has_room(path: Path, store: AuditStore) -> bool:
-    """Recovery writes the WAL out once more before dropping it: twice that must be free, and some to go on with."""
-    try:
-        free = os.statvfs(path)
-        return free.f_bavail * free.f_frsize >= 2 * store.wal_bytes() + (4 << 20)
-    except OSError:  # a file went while we looked: asked again soon
-        return False
-
-
 @asynccontextmanager
 async def open_trail(
     manager: Manager,
@@ -231,7 +222,7 @@ async def open_trail(
     store, missing = await offload(open_store, manager.path, manager.memory)
     try:
         clock = Clock(last=store.head.timestamp, wall_ns=wall_ns)
-        recorder = Recorder(store, clock, partial(_has_room, manager.path, store), options.recorder, offload)
+        recorder = Recorder(store, clock, store.has_room, options.recorder, offload)
         recorder.missing = missing
         manager.join(AUDIT, _Member(store, options.retention, offload, wall_ns))
         try:

@@ -10,12 +10,10 @@ without it. Events never change, so they are read as they are found; below the f
 from __future__ import annotations
 
 import secrets
-import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import attrs
 
@@ -23,10 +21,11 @@ from audit import event as events
 from audit import keys, trail
 from audit.event import AuditEvent, Recorded
 from audit.keys import BY_ACTION, BY_HOLDER, BY_LOCK, BY_TARGET, EVENTS, META, Checkpoint, Head, Term
-from deltalog.errors import DecodeError, StoreBusy, StoreClosed, StoreCorrupt, StoreFormatMismatch, UsageError
+from deltalog.errors import StoreCorrupt, StoreFormatMismatch, UsageError
 from deltalog.profiles import FamilyProfile
 from deltalog.rocks import Rocks
-from deltalog.rocks_values import Batch, Health
+from deltalog.rocks_instance import RocksInstance
+from deltalog.rocks_values import Batch
 from deltalog.rocks_view import View
 from deltalog.store import StoreSizes
 
@@ -47,10 +46,6 @@ BATCH_EVENTS_MAX: Final = 1_000
 _SECRET_BYTES: Final = 32
 _STEP_EVENTS: Final = 4_000
 """Events that one batch of `truncate` drops."""
-_READS_S: Final = 60.0
-_READS_POLL_S: Final = 0.002
-
-_T = TypeVar("_T")
 
 
 @attrs.frozen
@@ -65,7 +60,7 @@ class Run:
     """How long an event could wait to be written."""
 
 
-class AuditStore:
+class AuditStore(RocksInstance):
     """One open audit instance."""
 
     def __init__(self, open_db: Callable[[], Rocks], store_id: bytes | None = None) -> None:
@@ -73,21 +68,13 @@ class AuditStore:
 
         Raises StoreFormatMismatch for another format, StoreCorrupt if meta is damaged or the tail does not fit.
         """
-        self._open_db = open_db
-        self._lock = threading.RLock()
-        self._upkeep = threading.Lock()
-        self._closed = False
+        super().__init__(open_db)
         self._garbage = False  # whether something was truncated since the last compaction
-        self._db = open_db()
-        try:
-            self._load(store_id)
-        except BaseException:
-            self._db.close()
-            raise
+        self._loaded(partial(self._load, store_id))
 
     # --------------------------------------------------------------------------------------------------- open, close
 
-    def _load(self, store_id: bytes | None) -> None:
+    def _load(self, store_id: bytes | None = None) -> None:
         stored = self.meta(keys.META_FORMAT)
         if stored is None:
             self._initialise(secrets.token_bytes(16) if store_id is None else store_id)
@@ -125,58 +112,6 @@ class AuditStore:
         batch.put(META, keys.META_HEAD, keys.encode_head(Head(link=start, floor_link=start)))
         self._db.write(batch)
         self._db.sync()
-
-    def reopen(self) -> None:
-        """Close and open safely once more, after an error that killed the handle."""
-        with self._upkeep, self._lock:
-            self._shut()
-            self._db = self._open_db()
-            try:
-                self._load(None)
-            except BaseException:
-                self._db.close()
-                raise
-            self._closed = False
-
-    def close(self) -> None:
-        """Sync and close. Idempotent."""
-        with self._upkeep, self._lock:
-            if not self._closed:
-                self._shut()
-
-    def _shut(self) -> None:
-        """Close the database once the reads in progress have ended; no new one begins meanwhile."""
-        self._closed = True
-        deadline = time.monotonic() + _READS_S
-        while True:
-            try:
-                self._db.close()
-                return
-            except StoreBusy:
-                if self._db.health().closed or time.monotonic() > deadline:
-                    raise
-            time.sleep(_READS_POLL_S)
-
-    def flush(self) -> None:
-        """Write memory to files, which empties the WAL."""
-        self._db.flush()
-
-    def sync(self) -> None:
-        """On return all that was written survives power loss."""
-        self._db.sync()
-
-    def wal_bytes(self) -> int:
-        """Size of the write-ahead log: what opening must replay, and a full disk must have room for."""
-        return sum(file.stat().st_size for file in self._db.path.glob("*.log"))
-
-    def health(self) -> Health:
-        """How the instance is; never raises."""
-        return self._db.health()
-
-    @property
-    def db(self) -> Rocks:
-        """The open instance, for `verify`."""
-        return self._db
 
     # --------------------------------------------------------------------------------------------------------- write
 
@@ -232,19 +167,6 @@ class AuditStore:
 
     # ---------------------------------------------------------------------------------------------------- meta rows
 
-    def meta(self, key: bytes) -> Any:
-        """What stands in meta under `key`, None if nothing does."""
-        value = self._db.get(META, key)
-        return None if value is None else self.checked(META, key, partial(keys.decode_meta, key, value))
-
-    def _set_meta(self, key: bytes, value: Any) -> None:
-        """Put `value` in meta; durable on return, with all that was written before."""
-        with self._lock:
-            batch = self._db.batch()
-            _put_meta(batch, key, value)
-            self._db.write(batch)
-        self._db.sync()
-
     @property
     def tokens(self) -> int:
         """Fencing tokens reserved: up to this one they may have been handed out."""
@@ -256,7 +178,7 @@ class AuditStore:
             raise UsageError(f"upto is {upto!r}; it takes an integer from 0 to 2**63 - 1")
         with self._lock:
             if upto > self._tokens:
-                self._set_meta(keys.META_TOKENS, upto)
+                self.set_meta(keys.META_TOKENS, upto)
                 self._tokens = upto
 
     def run(self) -> Run | None:
@@ -266,7 +188,7 @@ class AuditStore:
 
     def set_run(self, run: Run) -> None:
         """Note that a run began, or ended in order; durable on return."""
-        self._set_meta(keys.META_RUN, [run.timestamp, run.clean, run.window_s])
+        self.set_meta(keys.META_RUN, [run.timestamp, run.clean, run.window_s])
 
     def checkpoints(self) -> list[Checkpoint]:
         """Checkpoints above the floor, ascending."""
@@ -276,11 +198,8 @@ class AuditStore:
     # ---------------------------------------------------------------------------------------------------------- read
 
     def view(self) -> View:
-        """The indexes at one moment, to be closed by `with`."""
-        with self._lock:
-            if self._closed:
-                raise StoreClosed("the trail is closed")
-            return self._db.view()
+        """Everything at one moment, to be closed by `with`."""
+        return self._view()
 
     def get(self, number: int) -> Recorded | None:
         """One event, None if there is none (any more)."""
@@ -302,14 +221,6 @@ class AuditStore:
     def decode(self, key: bytes, value: bytes) -> AuditEvent:
         """The event of a row; StoreCorrupt names key and file."""
         return self.checked(EVENTS, key, lambda: events.decode(keys.split_row(value)[1]))
-
-    def checked(self, family: str, key: bytes, decode: Callable[[], _T]) -> _T:
-        """Run `decode`; what it refuses is corruption of (family, key)."""
-        try:
-            return decode()
-        except DecodeError as error:
-            where = self._db.file_of(family, key) or "no file"
-            raise StoreCorrupt(f"{family} key {key.hex()} in {where}: {error}") from error
 
     def number_at(self, timestamp: int) -> int:
         """Number of the last event up to `timestamp`, the floor if there is none. By bisection: 20 reads a million."""

@@ -317,12 +317,7 @@ class _DataDisk:
         return self._data.store.heads()
 
     def has_room(self) -> bool:
-        """Recovery writes the WAL out once more before dropping it: twice that must be free, and some to go on with."""
-        try:
-            free = os.statvfs(self._data.path)
-            return free.f_bavail * free.f_frsize >= 2 * self._data.store.wal_bytes() + (4 << 20)
-        except OSError:  # a file went while we looked: asked again soon
-            return False
+        return self._data.store.has_room()
 
 
 def _disk_usage(path: Path) -> DiskUsage:

@@ -10,14 +10,13 @@ the database under the same lock and never hold it while they read. What rewrite
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import count, pairwise
 from types import MappingProxyType
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import attrs
 
@@ -26,9 +25,6 @@ from deltalog.codec import timestamp_of
 from deltalog.delta import Delta
 from deltalog.errors import (
     BelowFloor,
-    DecodeError,
-    StoreBusy,
-    StoreClosed,
     StoreCorrupt,
     StoreFormatMismatch,
     UsageError,
@@ -37,6 +33,7 @@ from deltalog.failpoints import reach
 from deltalog.keys import BY_TIME, DELTAS, META, SNAPSHOTS, SOURCES, Head, TimeEntry
 from deltalog.profiles import FamilyProfile
 from deltalog.rocks import Rocks
+from deltalog.rocks_instance import RocksInstance
 from deltalog.rocks_scan import SinceScan, SourceScan, TimeScan, missing, newest
 from deltalog.rocks_values import Batch
 from deltalog.rocks_view import KeyValue, View
@@ -56,13 +53,8 @@ short edits that takes 9 % less room than 32 KiB and zstd 3, at twice the cost o
 
 _LOW32: Final = (1 << 32) - 1
 _LOW64: Final = (1 << 64) - 1
-_READS_S: Final = 60.0
-"""How long closing waits for reads in progress, in seconds. A page takes milliseconds."""
-_READS_POLL_S: Final = 0.002
 _STEP_BLOCKS: Final = 256
 """Blocks that one batch of `truncate` drops: RocksDB's write holds the interpreter for about 0.2 ms."""
-
-_T = TypeVar("_T")
 
 
 @attrs.define
@@ -73,7 +65,7 @@ class _Row:
     head: Head
 
 
-class RocksStore:
+class RocksStore(RocksInstance):
     """A `DeltaStore` over one open RocksDB instance."""
 
     def __init__(self, open_db: Callable[[], Rocks], store_id: bytes | None = None) -> None:
@@ -81,11 +73,7 @@ class RocksStore:
 
         Raises `StoreFormatMismatch` for another format, `StoreCorrupt` if heads or meta are damaged.
         """
-        self._open_db = open_db
-        self._lock = threading.RLock()
-        self._upkeep = threading.Lock()
-        self._db = open_db()
-        self._closed = False
+        super().__init__(open_db)
         self._rows: dict[str, _Row] = {}
         self._names: list[str] = []
         self._merged: dict[int, int] | None = None
@@ -96,16 +84,12 @@ class RocksStore:
         """Another number after each `truncate` and `erase`, and at each open."""
         self.total = 0
         """Sum of the highest seqs of all sources: how many deltas were ever stored."""
-        try:
-            self.store_id = self._load(store_id)
-        except BaseException:
-            self._db.close()
-            raise
+        self._loaded(partial(self._load, store_id))
 
     # ------------------------------------------------------------------------------------------------ open, close
 
-    def _load(self, store_id: bytes | None) -> bytes:
-        """Read the rows of all sources; check the format; return the store's id."""
+    def _load(self, store_id: bytes | None = None) -> None:
+        """Read the rows of all sources; check the format. An empty database is initialised if there is a `store_id`."""
         stored = self.meta(keys.META_FORMAT)
         if stored is None and store_id is not None:
             self._initialise(store_id)
@@ -124,7 +108,7 @@ class RocksStore:
         found = self.meta(keys.META_STORE_ID)
         if not isinstance(found, bytes):
             raise StoreCorrupt(f"{META}: {keys.META_STORE_ID!r} is missing")
-        return found
+        self.store_id = found
 
     def _initialise(self, store_id: bytes) -> None:
         for family in (DELTAS, BY_TIME, SOURCES, META):
@@ -137,56 +121,6 @@ class RocksStore:
         self._db.write(batch)
         self._db.sync()
         reach("store.initialise.after")
-
-    def reopen(self) -> None:
-        with self._upkeep, self._lock:
-            reach("store.reopen.before")
-            self._shut()
-            self._db = self._open_db()
-            try:
-                self._load(None)
-            except BaseException:
-                self._db.close()
-                raise
-            self._closed = False
-            reach("store.reopen.after")
-
-    def close(self) -> None:
-        with self._upkeep, self._lock:
-            if not self._closed:
-                reach("store.close.before")
-                self._shut()
-                reach("store.close.after")
-
-    def _shut(self) -> None:
-        """Close the database once the reads in progress have ended; no new view is given meanwhile."""
-        self._closed = True
-        deadline = time.monotonic() + _READS_S
-        while True:
-            try:
-                self._db.close()
-                return
-            except StoreBusy:
-                health = self._db.health()
-                if health.closed or time.monotonic() > deadline:
-                    self._closed = health.closed
-                    raise
-            time.sleep(_READS_POLL_S)
-
-    def flush(self) -> None:
-        """Write what is in memory to files, which empties the WAL."""
-        reach("store.flush.before")
-        self._db.flush()
-        reach("store.flush.after")
-
-    def wal_bytes(self) -> int:
-        """Size of the write-ahead log: what opening must replay, and a full disk must have room for."""
-        return sum(file.stat().st_size for file in self._db.path.glob("*.log"))
-
-    @property
-    def db(self) -> Rocks:
-        """The open instance, for health, files and `verify`."""
-        return self._db
 
     # ------------------------------------------------------------------------------------------------------ write
 
@@ -226,13 +160,6 @@ class RocksStore:
             self.total += row.head.seq - (0 if before is None else before.head.seq)
             self._rows[source] = row
 
-    def sync(self) -> int:
-        reach("store.sync.before")
-        number = self._db.sequence_number()
-        self._db.sync()
-        reach("store.sync.after")
-        return number
-
     # ------------------------------------------------------------------------------------------------------- read
 
     def heads(self) -> Mapping[str, Head]:
@@ -262,17 +189,12 @@ class RocksStore:
 
     def view(self) -> View:
         """A consistent view of records and index at one moment, to be closed by `with`."""
-        with self._lock:
-            if self._closed:
-                raise StoreClosed("the store is closed")
-            return self._db.view(DELTAS, BY_TIME)
+        return self._view(DELTAS, BY_TIME)
 
     def view_of_all(self) -> tuple[View, int, int]:
         """A view of all families, to be closed by `with`; `rewrites`, and the number of sources, at that moment."""
         with self._lock:
-            if self._closed:
-                raise StoreClosed("the store is closed")
-            return self._db.view(), self.rewrites, len(self._names)
+            return self._view(), self.rewrites, len(self._names)
 
     def row(self, source: str) -> tuple[int, Head] | None:
         """Number and head of a source, None if nothing of it was ever stored."""
@@ -310,14 +232,6 @@ class RocksStore:
     def time_entry(self, key: bytes, value: bytes) -> TimeEntry:
         """Parse an entry of the time index; `StoreCorrupt` if it is none."""
         return self.checked(BY_TIME, key, lambda: keys.parse_time_entry(key, value))
-
-    def checked(self, family: str, key: bytes, decode: Callable[[], _T]) -> _T:
-        """Run `decode`; what it refuses is corruption of (family, key)."""
-        try:
-            return decode()
-        except DecodeError as error:
-            where = self._db.file_of(family, key) or "no file"
-            raise StoreCorrupt(f"{family} key {key.hex()} in {where}: {error}") from error
 
     # ------------------------------------------------------------------------------------------ truncate and erase
 
@@ -529,21 +443,6 @@ class RocksStore:
             records += held.records
         _put_block(batch, no, first, previous, hashes, records)
         self._commit(batch, "merge", source, size_bytes=0)
-
-    def meta(self, key: bytes) -> Any:
-        """What stands in meta under `key`, None if nothing does."""
-        value = self._db.get(META, key)
-        return None if value is None else self.checked(META, key, lambda: keys.decode_meta(key, value))
-
-    def set_meta(self, key: bytes, value: Any) -> None:
-        """Put `value` in meta under `key`; durable on return."""
-        with self._lock:
-            batch = self._db.batch()
-            batch.put(META, key, keys.encode_meta(key, value))
-            reach("store.meta.before")
-            self._db.write(batch)
-            self._db.sync()
-            reach("store.meta.after")
 
     def sizes(self) -> StoreSizes:
         heads = self.heads().values()

@@ -17,7 +17,7 @@ from audit.query import Query, plan
 from audit.search import find
 from audit.store import FAMILIES, AuditStore, Run
 from audit.verify import verify
-from deltalog.errors import StoreClosed, StoreCorrupt, StoreFormatMismatch, StoreFull, UsageError
+from deltalog.errors import StoreBusy, StoreClosed, StoreCorrupt, StoreFormatMismatch, StoreFull, UsageError
 from deltalog.rocks import Rocks, SharedMemory
 from deltalog.rocks_values import Batch
 from tests.audit.trails import STORE_ID, event, opened, some_events, write_all
@@ -312,3 +312,18 @@ def test_a_truncation_that_fails_removes_nothing(tmp_path: Path, monkeypatch: py
     assert store.truncate(90) == 90
     assert verify(store).ok
     store.close()
+
+
+def test_a_trail_that_is_read_too_long_to_close_stays_open_and_closes_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltalog.rocks_instance._READS_S", 0.01)
+    store = opened(tmp_path / "s")
+    view = store.view()
+    with pytest.raises(StoreBusy):
+        store.close()
+    with store.view() as again:
+        assert again is not None
+    view.close()
+    store.close()
+    opened(tmp_path / "s").close()

@@ -473,7 +473,7 @@ def test_a_close_that_reads_hold_up_too_long_can_be_tried_again(
     store: RocksStore, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair.add("a", 1, 2, 3)
-    monkeypatch.setattr("deltalog.rocks_store._READS_S", 0.0)
+    monkeypatch.setattr("deltalog.rocks_instance._READS_S", 0.0)
     with store.view():
         with pytest.raises(StoreBusy):
             store.close()

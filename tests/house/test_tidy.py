@@ -26,7 +26,6 @@ LONG_FILES: dict[str, str] = {
     "audit/lock_table.py": "one table of states; every step of a request stands beside the rows it is described by",
     "audit/locks.py": "the face of the locks: short methods, each a contract",
     "audit/recorder.py": "one task: batches, fsyncs, who waits for them, and what becomes of a failure",
-    "audit/store.py": "one batch for event, link, index rows and head, whatever changes them",
     "deltalog/codec.py": "encoding, decoding and erasing are the three sides of one byte table",
     "deltalog/log.py": "the face of the log: many short methods, each a contract, none with work of its own",
     "deltalog/manager.py": "the manager, and how one is opened and closed around its log",
