@@ -10,7 +10,7 @@ import itertools
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,7 @@ def killed(path: Path, **options: Any) -> Iterator[Session]:
     try:
         yield opened
         copy = path.with_name("killed")
-        shutil.copytree(rocks(path), copy)
+        copy_alive(rocks(path), copy)
     finally:
         opened.data.close(clean=False)
     restore(copy, rocks(path))
@@ -153,6 +153,29 @@ def rocks(path: Path) -> Path:
 def wal(path: Path) -> Path:
     """The write-ahead log that was written last."""
     return max(rocks(path).glob("*.log"))
+
+
+def copy_alive(path: Path, copy: Path, *leave_out: str) -> None:
+    """Copy the files of an open RocksDB as they are at one moment: anew until none came, grew or went meanwhile."""
+    for _ in range(100):
+        before = _listing(path)
+        try:
+            shutil.copytree(path, copy, ignore=shutil.ignore_patterns(*leave_out))
+        except (shutil.Error, FileNotFoundError):
+            pass  # RocksDB deleted one that was still to be copied
+        else:
+            if _listing(path) == before:
+                return
+        shutil.rmtree(copy)
+    raise AssertionError(f"{path} does not come to rest")
+
+
+def _listing(path: Path) -> dict[str, tuple[int, int]]:
+    found = {}
+    for file in path.rglob("*"):
+        with suppress(FileNotFoundError):
+            found[file.relative_to(path).as_posix()] = (file.stat().st_size, file.stat().st_mtime_ns)
+    return found
 
 
 def restore(copy: Path, path: Path) -> None:

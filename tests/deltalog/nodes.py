@@ -9,6 +9,7 @@ from typing import Protocol
 
 from deltalog.log import DeltaLog, LogOptions
 from deltalog.manager import Upkeep, open_log
+from tests.deltalog.directories import copy_alive
 from tests.deltalog.memory_log import Rig
 
 NO_UPKEEP = Upkeep(flush_interval_s=None, collect_interval_s=None, compact_interval_s=None, disk_interval_s=None)
@@ -69,4 +70,4 @@ class RocksNode:
         self._next.mkdir()
         for name in ("witness", "deltalog.toml"):  # the witness first: it must not know more than the store
             shutil.copy2(self._path / name, self._next / name)
-        shutil.copytree(self._path / "rocks", self._next / "rocks", ignore=shutil.ignore_patterns("LOCK", "LOG*"))
+        copy_alive(self._path / "rocks", self._next / "rocks", "LOCK", "LOG*")
