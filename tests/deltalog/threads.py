@@ -47,6 +47,7 @@ def interrupted(waiting: threading.Event) -> Iterator[None]:
             signal.pthread_kill(main, signal.SIGINT)
             out.wait(AGAIN_S)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have it ignored
     interrupter = in_thread(interrupt)
     try:
         yield
@@ -56,6 +57,7 @@ def interrupted(waiting: threading.Event) -> Iterator[None]:
         out.set()
         pytest.fail("no KeyboardInterrupt came out")
     interrupter.result(PATIENCE_S)
+    signal.signal(signal.SIGINT, before)
 
 
 class Gate:
