@@ -49,6 +49,7 @@ from deltalog.receiver import Receipt, Refusal
 from deltalog.retention import Retention
 from deltalog.ring import RingStatistics
 from deltalog.rocks_values import Health
+from deltalog.stability import Stability
 from deltalog.startup import StartupReport
 from deltalog.store import Erasure, StoreSizes
 from deltalog.subscription import Subscription
@@ -89,6 +90,7 @@ __all__ = [
     "RingStatistics",
     "ScanTruncated",
     "SharedMemory",
+    "Stability",
     "StaleToken",
     "StartupReport",
     "StoreBackpressure",

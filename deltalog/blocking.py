@@ -279,9 +279,9 @@ class BlockingLog:
         """Return when all that is visible now survives power loss; what is appended meanwhile is not waited for."""
         self._loop.run(self._log.flush)
 
-    def receive(self, deltas: Iterable[Delta]) -> Receipt:
-        """Take in deltas of other sources: apply, keep waiting, or refuse each; say which is which."""
-        receipts = [self._loop.run(self._log.receive, some) for some in _parts(deltas)]
+    def receive(self, deltas: Iterable[Delta], *, own: bool = False) -> Receipt:
+        """Take in deltas of other sources (`own`: of this one, too): apply, keep waiting, or refuse each; say which."""
+        receipts = [self._loop.run(self._log.receive, some, own=own) for some in _parts(deltas)]
         return Receipt(
             [dot for receipt in receipts for dot in receipt.applied],
             [dot for receipt in receipts for dot in receipt.known],
@@ -305,9 +305,12 @@ class BlockingLog:
         """Deltas with after < timestamp <= until, in timestamp order."""
         return self._read(self._log.between, after, until)
 
-    def since(self, after: Mapping[str, int]) -> BlockingStream:
-        """Exactly the deltas that a version vector lacks, each once, in timestamp order. Raises `BelowFloor`."""
-        return self._read(self._log.since, after)
+    def since(self, after: Mapping[str, int], until: Mapping[str, int] | None = None) -> BlockingStream:
+        """Exactly the deltas that a version vector lacks, each once, in timestamp order. Raises `BelowFloor`.
+
+        until: only of the sources it names, each up to its seq there or the head.
+        """
+        return self._read(self._log.since, after, until)
 
     def replay(self) -> BlockingStream:
         """All deltas that are held, in timestamp order: causes before effects."""
@@ -338,9 +341,14 @@ class BlockingLog:
 
     # -------------------------------------------------------------------------------------------------------- upkeep
 
-    def truncate(self, *, until: Mapping[str, int] | None = None, retention: Retention | None = None) -> Truncation:
-        """Drop old deltas: up to a version vector, or what a retention lets go. Never under a reader."""
-        return self._loop.run(self._log.truncate, until=until, retention=retention)
+    def truncate(
+        self, *, until: Mapping[str, int] | None = None, retention: Retention | None = None, hard: bool = False
+    ) -> Truncation:
+        """Drop old deltas: up to a version vector, or what a retention lets go. Never under a reader.
+
+        hard: also what a peer has not acknowledged.
+        """
+        return self._loop.run(self._log.truncate, until=until, retention=retention, hard=hard)
 
     def erase(self, dot: tuple[str, int], reason: str) -> Delta:
         """Replace a delta's payload by its hash, here; durable on return. Idempotent."""

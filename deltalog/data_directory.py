@@ -37,9 +37,9 @@ from deltalog.witness import system_errors
 
 FORMAT: Final = 1
 """Version of the directory's layout."""
-OURS: Final = frozenset(
-    {"deltalog.toml", "deltalog.toml.new", "lock", "witness", "witness.new", "reserve", "rocks", "backups"}
-)
+_OPENED: Final = {"deltalog.toml", "deltalog.toml.new", "lock", "witness", "witness.new", "reserve", "rocks", "backups"}
+_KEYS: Final = {"node.key", "node.key.new", "node.crt", "node.crt.new", "cluster.key", "cluster.key.new"}
+OURS: Final = frozenset(_OPENED | _KEYS)
 _STORE_ID_BYTES: Final = 16
 _LOCK_TEXT_MAX: Final = 32
 

@@ -43,6 +43,8 @@ POINTS: frozenset[str] = frozenset(
         "store.erase.after",
         "store.merge.before",
         "store.merge.after",
+        "store.annotate.before",
+        "store.annotate.after",
         "store.initialise.before",
         "store.initialise.after",
         "store.meta.before",

@@ -6,6 +6,8 @@
                                                                           last timestamp (8) | count (2) | bytes (4)
     sources   source_no (4)                                               a head row, below
     meta      text                                                        msgpack, then its check
+              "erased/" source_no (4) seq (8)                             reason and timestamp of an erasure
+              "annotation/" any bytes (1 to 1024)                         any bytes (up to 64 KiB)
 
     head row:  version (1) | seq (8) | timestamp (8) | chain hash (32) | floor (8) | hash at the floor (32)
                | bytes of its records (8) | source, UTF-8 | check (8)
@@ -47,8 +49,17 @@ META_STORE_ID: Final = b"store_id"
 META_INCARNATIONS: Final = b"incarnations"
 META_ERASED: Final = b"erased/"
 META_SCRUB: Final = b"scrub"
+META_ANNOTATION: Final = b"annotation/"
 META_ROWS: Final = frozenset({META_FORMAT, META_STORE_ID, META_INCARNATIONS, META_SCRUB})
-"""Every key in meta but those of the notes under `META_ERASED`."""
+"""Every key in meta but those under `META_ERASED` and `META_ANNOTATION`."""
+ANNOTATION_KEY_BYTES: Final = 1024
+ANNOTATION_VALUE_BYTES: Final = 64 << 10
+RESERVED: Final = b"deltalog/"
+"""What the keys of the log's own annotations begin with."""
+PEERS: Final = b"deltalog/peers"
+"""Annotation: which peers are known (see `stability`)."""
+RETIRED: Final = b"deltalog/retired"
+"""Annotation: the source that appends no more, and why, as msgpack. It outlives what it led to."""
 LEVELS: Final = 65
 
 _BLOCK_KEY: Final = struct.Struct(">IQ")
@@ -191,8 +202,22 @@ def erased_key(source_no: int, seq: int) -> bytes:
 
 
 def prefix_end(prefix: bytes) -> bytes:
-    """Least key behind every key that starts with `prefix` (whose last byte is not 255)."""
+    """Least key behind every key that starts with `prefix` (of which some byte is not 255)."""
+    prefix = prefix.rstrip(b"\xff")
     return prefix[:-1] + bytes((prefix[-1] + 1,))
+
+
+def annotation_key(key: bytes) -> bytes:
+    """Key in meta of an annotation."""
+    return META_ANNOTATION + key
+
+
+def decode_annotation(key: bytes, value: bytes) -> bytes:
+    """Return the annotation under a key in meta; `DecodeError` for any flipped bit, and for what is none."""
+    content, size = decode_meta(key, value), len(key) - len(META_ANNOTATION)
+    if type(content) is not bytes or not 0 < size <= ANNOTATION_KEY_BYTES or len(content) > ANNOTATION_VALUE_BYTES:
+        raise DecodeError(f"{META} row {key[:60]!r}: no annotation")
+    return content
 
 
 def encode_meta(key: bytes, value: Any) -> bytes:
@@ -208,6 +233,23 @@ def decode_meta(key: bytes, value: bytes) -> Any:
         return msgpack.unpackb(row)
     except ValueError as error:
         raise DecodeError(f"{META} row {key!r}: {error}") from error
+
+
+def encode_retired(source: str, reason: str) -> bytes:
+    """Value of the annotation `RETIRED`."""
+    packed: bytes = msgpack.packb([source, reason])
+    return packed
+
+
+def decode_retired(value: bytes) -> tuple[str, str]:
+    """Return (source, reason) of the annotation `RETIRED`."""
+    try:
+        source, reason = msgpack.unpackb(value)
+    except (ValueError, TypeError) as error:
+        raise DecodeError(f"retired: {error}") from error
+    if type(source) is not str or type(reason) is not str:
+        raise DecodeError(f"retired: {source!r}, {reason!r}"[:200])
+    return source, reason
 
 
 def _check(family: str, key: bytes, row: bytes) -> bytes:

@@ -9,7 +9,7 @@ How an append travels:  clock -> codec -> ring (visible) -> writer (chain, group
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from types import MappingProxyType
@@ -27,14 +27,19 @@ from deltalog.errors import BelowFloor, LogClosed, LogReadOnly, RingFull, UsageE
 from deltalog.failpoints import reach
 from deltalog.fence import Guard
 from deltalog.inbox import Inbox, InboxStatistics
+from deltalog.keys import PEERS, RESERVED, RETIRED, encode_retired
 from deltalog.reader import Conflicts, Reader, Stream, check_floor
 from deltalog.receiver import Frontier, Receipt, Receiver
 from deltalog.retention import Retention, plan
 from deltalog.ring import Ring, RingStatistics
+from deltalog.stability import Stability
 from deltalog.store import DeltaStore, Erasure, StoreSizes
 from deltalog.subscription import News, Subscription
 from deltalog.version import Order, VersionVector
 from deltalog.writer import Disk, Offload, Writer, WriterStatistics
+
+Hold = Callable[[Mapping[str, int]], Mapping[str, int]]
+"""Gets the floors that retention wants, and returns them lowered; a source that it leaves out is held back entirely."""
 
 _TURN: Final = 1024
 """Deltas appended in one turn of the event loop: about 3 ms."""
@@ -101,8 +106,7 @@ class DeltaLog:
         mark: memoryview | None = None,
     ) -> None:
         """`source`: who appends here. `disk`: how the writer commits to `store`. `mark[0]` gets each seq handed out."""
-        options = options if options is not None else LogOptions()
-        heads = store.heads()
+        options, heads = options if options is not None else LogOptions(), store.heads()
         # constant after construction
         self.source = source
         self.options = options
@@ -139,14 +143,18 @@ class DeltaLog:
             self.clock,
             options.limits,
             self._news.ring,
+            self._own_came_back,
             self._refuse,
             trio.lowlevel.checkpoint,
         )
         self._streams: WeakSet[Stream] = WeakSet()
         self._subscriptions: WeakSet[Subscription] = WeakSet()
+        self._holds: dict[object, Hold] = {}
+        self.stability = _known_peers(store)
+        """Peers that are known, and what they acknowledged; in seconds of `trio.current_time`. See `save_stability`."""
         self._closed = False
-        self._appending = False
-        """Between a seq and its place in the ring: what the garbage collector runs then must not take the same seq."""
+        self._barred = False
+        """Between a seq and its place in the ring: what runs then must not take the same seq; and once retired."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[DeltaLog]:
@@ -213,6 +221,35 @@ class DeltaLog:
         """What survives power loss; nothing beyond it may leave this node (invariant I3)."""
         return VersionVector.trusted(dict(self._writer.synced))
 
+    def synced_seq(self, source: str) -> int:
+        """Highest seq of one source that survives power loss, 0 if none does. Costs the same for any number of them."""
+        return self._writer.synced.get(source, 0)
+
+    def synced_hash(self, source: str) -> bytes | None:
+        """The chain hash behind that delta, None if there is none. Costs the same for any number of sources."""
+        return self._writer.synced_hashes.get(source)
+
+    def on_synced(self, told: Callable[[Mapping[str, int]], None]) -> Callable[[], None]:
+        """Have `told` called after each fsync with the heads that it moved (source -> seq); what is returned ends that.
+
+        It is called in the log's own thread, before those who wait for that fsync go on; it must not raise or block.
+        """
+        self._writer.on_synced.append(told)
+        return partial(self._writer.on_synced.remove, told)
+
+    async def hash_at(self, source: str, seq: int) -> bytes:
+        """The chain hash behind a delta that is held, or at the floor; of seq 0 the one that the source begins with.
+
+        What is not written yet is flushed first. Raises `BelowFloor`, and `UsageError` above the head.
+        """
+        await trio.lowlevel.checkpoint()
+        self._refuse_closed()
+        seq = _number("seq", seq, self._heads.get(source, 0))
+        if seq > self._writer.written.get(source, 0):
+            await self.flush()
+        found: bytes = await self._offload(self._store.hash_at, source, seq)
+        return found
+
     @property
     def floor(self) -> VersionVector:
         """What retention dropped."""
@@ -247,14 +284,14 @@ class DeltaLog:
         seen for it. Raises `UsageError` or `LimitExceeded` naming the field, `StaleToken`, `RingFull` when nothing can
         be evicted, `LogReadOnly`, `LogClosed`; the log is then as before.
         """
-        if self._closed or self._appending or self._writer.failure is not None:
-            self._refuse()
+        if self._closed or self._barred or self._writer.failure is not None:
+            self._refuse_append()
         if fence is not None:
             self._check_fence(key, fence)
         deps: Mapping[str, int] = NO_DEPS
         if self._frontier.fresh:
             deps = self._take_deps()
-        self._appending = True
+        self._barred = True
         try:
             seq = self._seq + 1
             delta = self._encode(self.source, seq, self._tick, deps, kind, key, payload)
@@ -262,7 +299,7 @@ class DeltaLog:
                 raise RingFull(self._ring.pending, len(delta.record))
             self._mark[0] = self._heads[self.source] = self._seq = seq
         finally:
-            self._appending = False
+            self._barred = False
         if deps:
             self._frontier.fresh = {}
         if self._writer.idle:
@@ -328,13 +365,21 @@ class DeltaLog:
             self._refuse()
         await self._writer.wait_synced(self._ring.last)
 
-    def _refuse(self) -> None:
-        """Raise why nothing can be appended."""
+    def _refuse_append(self) -> None:
+        """Raise why this node cannot append."""
         self._refuse_closed()
-        if self._appending:
+        if self.retired:
+            way_out = "open the log again: it continues as a new incarnation"
+            raise LogReadOnly(f"source {self.source!r} was retired: {self.retired}; {way_out}", retryable=False)
+        if self._barred:
             raise UsageError(
                 "append was called from within another append: by a finalizer, say, or by the payload's code"
             )
+        self._writer.refuse()
+
+    def _refuse(self) -> None:
+        """Raise why nothing can be changed."""
+        self._refuse_closed()
         self._writer.refuse()
 
     def _refuse_closed(self) -> None:
@@ -353,17 +398,47 @@ class DeltaLog:
                 self._frontier.fresh.update(rest)
         return MappingProxyType(self._frontier.fresh)
 
+    async def retire(self, reason: str) -> None:
+        """This node appends no more under its source: it was forked, say, or a peer holds more of it than this node.
+
+        From now on appends raise `LogReadOnly` with the reason (1 to 1024 UTF-8 bytes). On return that is durable: the
+        next open, even after a crash, begins a new incarnation and says why in its report. Everything else goes on:
+        reads, `receive` of other sources. If it raises, appends are barred until the log is closed, and it can be
+        called again. Cancelled: likewise.
+        """
+        if not text_bytes("reason", reason, _REASON_BYTES):
+            raise UsageError("reason must not be empty")
+        await trio.lowlevel.checkpoint()
+        self._refuse_closed()
+        self._frontier.retired = self._frontier.retired or reason
+        self._barred = True
+        self._writer.refuse()
+        await self._annotate({RETIRED: encode_retired(self.source, self.retired)}, durable=True)
+
+    @property
+    def retired(self) -> str:
+        """Why this node appends no more under its source, "" if it does."""
+        return self._frontier.retired
+
     # ------------------------------------------------------------------------------------------------------- receive
 
-    async def receive(self, deltas: Iterable[Delta]) -> Receipt:
+    async def receive(self, deltas: Iterable[Delta], *, own: bool = False) -> Receipt:
         """Take in deltas of other sources: apply what can be, keep what must wait, refuse what is wrong; say which.
+
+        own: this node's own deltas, too, beyond its head: what it lost without knowing, and a peer still has. They are
+        refused once this log has appended since it was opened; appends then go on behind them. Whoever sets it has
+        checked that they are the node's own (by chain and signature): they are believed.
 
         Never partly applies one. Waits for room in the ring. Raises `LogReadOnly`, `LogClosed`; deltas decided before
         stay decided. Cancelled: likewise.
         """
         await trio.lowlevel.checkpoint()
         self._refuse()
-        return await self._receiver.receive(deltas)
+        return await self._receiver.receive(deltas, own=own)
+
+    def _own_came_back(self, seq: int) -> None:
+        """An own delta was received: the next one to append comes behind it, and none with its dot."""
+        self._mark[0] = self._seq = seq
 
     # ---------------------------------------------------------------------------------------------------------- read
 
@@ -384,7 +459,9 @@ class DeltaLog:
         low = floor if after is None else _number("after", after, SEQ_MAX)
         high = head if until is None else min(_number("until", until, SEQ_MAX), head)
         check_floor({source: low}, {source: floor}, {source: high})
-        return self._opened(self._reader.by_source(source, low, high, reverse=reverse))
+        stream = self._opened(self._reader.by_source(source, low, high, reverse=reverse))
+        stream.holds = {source: low}
+        return stream
 
     def between(self, after: int = -1, until: int = TIMESTAMP_MAX) -> Stream:
         """Deltas with after < timestamp <= until (hybrid logical clock, see `clock.from_iso`), in timestamp order."""
@@ -393,14 +470,21 @@ class DeltaLog:
         until = min(_number("until", until, TIMESTAMP_MAX), self.clock.last)  # nothing visible is later
         return self._opened(self._reader.between(after, until))
 
-    def since(self, after: Mapping[str, int]) -> Stream:
+    def since(self, after: Mapping[str, int], until: Mapping[str, int] | None = None) -> Stream:
         """Exactly the deltas that a version vector lacks, each once, in timestamp order (invariant I4).
 
-        Raises `BelowFloor` if some of them were dropped.
+        until: only of the sources it names, each up to its seq there or the head; costs nothing for any other source,
+        and holds none of theirs back from retention. Raises `BelowFloor` if some of them were dropped.
         """
         vector = VersionVector(after)
-        check_floor(vector, self._floors, self._heads)
-        return self._opened(self._reader.since(vector, self._heads))
+        if until is None:
+            check_floor(vector, self._floors, self._heads)
+            return self._opened(self._reader.since(vector, self._heads))
+        wanted = {source: min(seq, self._heads.get(source, 0)) for source, seq in VersionVector(until).items()}
+        check_floor(vector, {source: self._floors[source] for source in wanted if source in self._floors}, wanted)
+        stream = self._opened(self._reader.since(vector, wanted))
+        stream.holds = {source: vector.get(source, 0) for source in wanted}
+        return stream
 
     def replay(self) -> Stream:
         """All deltas that are held, in timestamp order: causes before effects."""
@@ -477,11 +561,12 @@ class DeltaLog:
     # -------------------------------------------------------------------------------------------------------- upkeep
 
     async def truncate(
-        self, *, until: Mapping[str, int] | None = None, retention: Retention | None = None
+        self, *, until: Mapping[str, int] | None = None, retention: Retention | None = None, hard: bool = False
     ) -> Truncation:
         """Drop old deltas: up to a version vector, or what a retention lets go. Only synced ones; never under a reader.
 
-        Says what was dropped and what readers in progress held back. The space comes back with `compact`.
+        What a peer within its lease has not acknowledged (`stability`) and what a `hold` keeps stays, unless `hard`.
+        Says what was dropped and what was held back. The space comes back with `compact`.
         """
         await trio.lowlevel.checkpoint()
         self._refuse()
@@ -493,7 +578,7 @@ class DeltaLog:
             floors = dict(VersionVector(until))
         synced = self._writer.synced
         wanted = {s: min(seq, synced.get(s, 0)) for s, seq in floors.items() if s in self._heads}
-        allowed = self._unpinned(wanted)
+        allowed = self._unread(wanted if hard else self._acknowledged(wanted))
         reach("log.truncate.before")
         dropped = await self._drop(allowed) if allowed else 0
         reach("log.truncate.after")
@@ -512,13 +597,49 @@ class DeltaLog:
             self._ring.drop_below(source, self._floors[source])
         return dropped
 
-    def _unpinned(self, floors: Mapping[str, int]) -> dict[str, int]:
+    def _acknowledged(self, floors: Mapping[str, int]) -> Mapping[str, int]:
+        """Lower floors to what no peer still needs."""
+        if self.stability.peers:
+            floors = self.stability.stable(floors, trio.current_time())
+        for hold in list(self._holds.values()):
+            held = hold(dict(floors))
+            floors = {source: min(seq, held.get(source, 0)) for source, seq in floors.items()}
+        return floors
+
+    def _unread(self, floors: Mapping[str, int]) -> dict[str, int]:
         """Lower floors to what no reader in progress still needs."""
-        if any(stream.active for stream in self._streams):
-            return {}
+        for stream in self._streams:
+            floors = stream.spare(floors)
         for subscription in self._subscriptions:
             floors = subscription.spare(floors)
         return {source: seq for source, seq in floors.items() if seq > self._floors.get(source, 0)}
+
+    def hold(self, callback: Hold) -> Callable[[], None]:
+        """Ask `callback` at each `truncate` that is not hard (invariant I13); return what ends that.
+
+        It gets the floors that are wanted and returns them lowered to what may go; a source that it leaves out is held
+        back entirely. It must not wait. What it raises comes out of `truncate`, and nothing is dropped.
+        """
+        key = object()
+        self._holds[key] = callback
+
+        def unhold() -> None:
+            self._holds.pop(key, None)
+
+        return unhold
+
+    def held_by(self, count: int) -> VersionVector:
+        """What at least `count` peers have acknowledged as fsynced on their side; empty without peers."""
+        return VersionVector.trusted(self.stability.held_by(count))
+
+    async def save_stability(self) -> None:
+        """Make durable which peers are known, and what is left of their leases: they pin again from the next open on.
+
+        To be called after a `join` or `forget`, and now and then. Raises as `annotate`; 64 KiB hold some 700 peers.
+        """
+        await trio.lowlevel.checkpoint()
+        self._refuse()
+        await self._annotate({PEERS: self.stability.pack(trio.current_time())}, durable=True)
 
     async def erase(self, dot: tuple[str, int], reason: str) -> Delta:
         """Replace a delta's payload by its hash, here; durable on return. The chain still verifies; the note stays.
@@ -546,6 +667,42 @@ class DeltaLog:
         notes: Sequence[Erasure] = await self._offload(self._store.erasures)
         return notes
 
+    async def annotate(self, changes: Mapping[bytes, bytes | None], *, durable: bool = False) -> None:
+        """Keep values under keys beside the deltas, all or none; None removes a key. For the layers above the log.
+
+        In order with the deltas: when one that is written later survives a crash, so does this. `durable`: return only
+        when it survives power loss; a flush does that only if there are deltas to sync. Keys are 1 to 1024 bytes, and
+        do not begin with `deltalog/`, which the log keeps for itself; values have at most 64 KiB. Raises `UsageError`,
+        `LimitExceeded`, `LogReadOnly`, `LogClosed`, `StoreError`.
+        """
+        await trio.lowlevel.checkpoint()
+        self._refuse()
+        if any(type(key) is bytes and key.startswith(RESERVED) for key in changes):
+            raise UsageError("keys of annotations that begin with 'deltalog/' are the log's own")
+        await self._annotate(changes, durable=durable)
+
+    async def _annotate(self, changes: Mapping[bytes, bytes | None], *, durable: bool) -> None:
+        kept = dict(changes)
+        await self._offload(self._store.annotate, kept)
+        if durable:
+            await self._offload(self._store.sync)
+
+    async def annotation(self, key: bytes) -> bytes | None:
+        """What is kept under a key, None if nothing is."""
+        self._refuse_closed()
+        value: bytes | None = await self._offload(self._store.annotation, key)
+        return value
+
+    async def annotations(
+        self, prefix: bytes = b"", *, after: bytes = b"", limit: int | None = None
+    ) -> Sequence[tuple[bytes, bytes]]:
+        """Keys that start with `prefix` and are greater than `after`, ascending, with their values; at most `limit`."""
+        self._refuse_closed()
+        if limit is not None:
+            _number("limit", limit, SEQ_MAX)
+        found: Sequence[tuple[bytes, bytes]] = await self._offload(self._store.annotations, prefix, after, limit)
+        return found
+
     async def compact(self, *, if_needed: bool = False) -> None:
         """Merge short blocks, give back the space of what was dropped or erased. Reads and appends go on meanwhile.
 
@@ -563,7 +720,13 @@ class Truncation:
     floor: VersionVector
     """The log's floor now."""
     held: VersionVector
-    """Seqs that should have gone and were held back by a reader in progress."""
+    """Seqs that should have gone and were held back: by a reader in progress, a peer or a `hold`."""
+
+
+def _known_peers(store: DeltaStore) -> Stability:
+    """What `save_stability` kept."""
+    packed = store.annotation(PEERS)
+    return Stability() if packed is None else Stability.unpack(packed, trio.current_time())
 
 
 def _number(field: str, value: object, most: int) -> int:

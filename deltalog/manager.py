@@ -53,7 +53,9 @@ class Upkeep:
     disk_alert_share: float = 0.90
     """Report a disk that is fuller than this."""
     retention: Retention | None = None
-    """What the log keeps; None: everything."""
+    """What the log keeps; None: everything. Peers hold back what they have not acknowledged."""
+    hard_retention: Retention | None = None
+    """What goes although a peer has not acknowledged it: it then gets a snapshot instead. None: nothing."""
 
     def __attrs_post_init__(self) -> None:
         for name in ("flush_interval_s", "collect_interval_s", "compact_interval_s", "disk_interval_s"):
@@ -189,7 +191,7 @@ class Manager:
     def health(self) -> ManagerHealth:
         """How everything is."""
         instances = {name: member.health() for name, member in self._members.items()}
-        read_only = self.log.statistics().writer.read_only
+        read_only = self.log.statistics().writer.read_only or self.log.retired
         return ManagerHealth(MappingProxyType(instances), tuple(self._problems.values()), read_only)
 
     async def disk(self) -> DiskUsage:
@@ -266,17 +268,19 @@ class _DeltaMember:
     def __init__(self, log: DeltaLog, data: OpenData, upkeep: Upkeep, offload: Offload) -> None:
         self._log = log
         self._data = data
-        self._retention = upkeep.retention
+        self._upkeep = upkeep
         self._offload = offload
 
     async def flush(self) -> None:
         await self._offload(self._data.store.flush)
 
     async def collect(self) -> int:
-        if self._retention is None:
-            return 0
-        done: Truncation = await self._log.truncate(retention=self._retention)
-        return done.dropped
+        dropped = 0
+        for retention, hard in ((self._upkeep.retention, False), (self._upkeep.hard_retention, True)):
+            if retention is not None:
+                done: Truncation = await self._log.truncate(retention=retention, hard=hard)
+                dropped += done.dropped
+        return dropped
 
     async def compact(self, *, if_needed: bool = False) -> None:
         await self._log.compact(if_needed=if_needed)

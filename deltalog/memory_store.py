@@ -1,7 +1,8 @@
 """DeltaStore in a dictionary: for tests, simulations and logs that need not outlive their process.
 
 It keeps the contract, not the format: no blocks, no index, no bytes on disk. What `sync` has seen is remembered apart,
-so that `crash` can throw away the rest, as a power loss would.
+so that `crash` can throw away the rest, as a power loss would. A source is copied before it is changed, so `sync`
+itself copies no deltas.
 """
 
 from __future__ import annotations
@@ -17,7 +18,20 @@ from deltalog.block import STORED as _STORED
 from deltalog.delta import Delta
 from deltalog.errors import BelowFloor, StoreClosed, UsageError
 from deltalog.keys import Head
-from deltalog.store import Erasure, Run, StoreSizes
+from deltalog.store import Annotation, Erasure, Run, StoreSizes, check_annotations
+
+
+@attrs.define
+class _Contents:
+    """All that a store holds."""
+
+    sources: dict[str, _Source] = attrs.field(factory=dict)
+    erasures: dict[tuple[str, int], Erasure] = attrs.field(factory=dict)
+    annotations: dict[bytes, bytes] = attrs.field(factory=dict)
+    writes: int = 0
+
+    def copy(self) -> _Contents:
+        return _Contents(dict(self.sources), dict(self.erasures), dict(self.annotations), self.writes)
 
 
 class MemoryStore:
@@ -25,46 +39,59 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._sources: dict[str, _Source] = {}
-        self._erasures: dict[tuple[str, int], Erasure] = {}
-        self._writes = 0
-        self._synced = ({}, {}, 0)  # type: tuple[dict[str, _Source], dict[tuple[str, int], Erasure], int]
+        self._now = _Contents()
+        self._synced = _Contents()
         self._closed = False
 
     def heads(self) -> Mapping[str, Head]:
         with self._open():
-            return {name: source.head for name, source in self._sources.items()}
+            return {name: source.head for name, source in self._now.sources.items()}
+
+    def seq(self, source: str) -> int:
+        """Highest seq of a source, 0 if nothing of it was ever stored."""
+        held = self._now.sources.get(source)
+        return 0 if held is None else held.head.seq
 
     def write(self, runs: Sequence[Run]) -> None:
         with self._open():
-            staged = {
-                name: source.copy() for name, source in self._sources.items() if any(r.source == name for r in runs)
-            }
+            staged: dict[str, _Source] = {}
             for run in runs:
-                staged.setdefault(run.source, _Source.empty(run.source)).extend(run)
-            self._sources.update(staged)
-            self._writes += 1
+                if run.source not in staged:
+                    held = self._now.sources.get(run.source)
+                    staged[run.source] = _Source.empty(run.source) if held is None else held.copy()
+                staged[run.source].extend(run)
+            self._now.sources.update(staged)
+            self._now.writes += 1
 
     def sync(self) -> int:
         with self._open():
-            kept = {name: source.copy() for name, source in self._sources.items()}
-            self._synced = (kept, dict(self._erasures), self._writes)
-            return self._writes
+            self._synced = self._now.copy()
+            return self._now.writes
 
     def crash(self) -> None:
         """Forget what was not synced, as a power loss would."""
         with self._lock:
-            sources, erasures, self._writes = self._synced
-            self._sources = {name: source.copy() for name, source in sources.items()}
-            self._erasures = dict(erasures)
+            self._now = self._synced.copy()
             self._closed = False
 
     def get(self, source: str, seq: int) -> Delta | None:
         with self._open():
-            held = self._sources.get(source)
+            held = self._now.sources.get(source)
             if held is None or not held.head.floor < seq <= held.head.seq:
                 return None
             return held.deltas[seq - held.head.floor - 1]
+
+    def hash_at(self, source: str, seq: int) -> bytes:
+        with self._open():
+            if seq == 0:
+                return chain.genesis(source)
+            held = self._now.sources.get(source) or _Source.empty(source)
+            head = held.head
+            if not 0 < seq <= head.seq:
+                raise UsageError(f"there is no delta {source!r}:{seq}; the source's head is {head.seq}")
+            if seq < head.floor:
+                raise BelowFloor({source: head.floor}, {source: seq})
+            return held.hashes[seq - head.floor - 1] if seq > head.floor else head.floor_hash
 
     def by_source(self, source: str, after: int, until: int, *, reverse: bool = False) -> _SeqScan:
         return _SeqScan(self, source, after, until, reverse)
@@ -77,13 +104,13 @@ class MemoryStore:
 
     def newest(self, count: int) -> Sequence[Delta]:
         with self._open():
-            held = _in_order([delta for source in self._sources.values() for delta in source.deltas])
+            held = _in_order([delta for source in self._now.sources.values() for delta in source.deltas])
             return held[max(0, len(held) - max(0, count)) :]
 
     def seqs_at(self, timestamp: int) -> Mapping[str, int]:
         with self._open():
             found: dict[str, int] = {}
-            for name, source in self._sources.items():
+            for name, source in self._now.sources.items():
                 seq = source.head.floor + bisect_right(source.deltas, timestamp, key=_timestamp)
                 if seq:
                     found[name] = seq
@@ -92,10 +119,15 @@ class MemoryStore:
     def truncate(self, floors: Mapping[str, int]) -> int:
         with self._open():
             for name, floor in floors.items():
-                held = self._sources.get(name)
+                held = self._now.sources.get(name)
                 if held is None or floor > held.head.seq:
                     raise UsageError(f"floor {floor} of {name!r} is above its head {held.head.seq if held else 0}")
-            return sum(self._sources[name].truncate(floor) for name, floor in floors.items())
+            return sum(self._own(name).truncate(floor) for name, floor in floors.items())
+
+    def _own(self, source: str) -> _Source:
+        """A source of which nobody else holds the same object, to be changed."""
+        self._now.sources[source] = own = self._now.sources[source].copy()
+        return own
 
     def erase(self, source: str, seq: int, reason: str, timestamp: int) -> Delta | None:
         with self._open():
@@ -103,14 +135,33 @@ class MemoryStore:
             if delta is None or delta.erased:
                 return delta
             erased = codec.erase(delta, chain.payload_hash(delta))
-            self._sources[source].replace(erased)
-            self._erasures[source, seq] = Erasure(source, seq, reason, timestamp)
+            self._own(source).replace(erased)
+            self._now.erasures[source, seq] = Erasure(source, seq, reason, timestamp)
             self.sync()
             return erased
 
     def erasures(self) -> Sequence[Erasure]:
         with self._open():
-            return [self._erasures[dot] for dot in sorted(self._erasures)]
+            return [self._now.erasures[dot] for dot in sorted(self._now.erasures)]
+
+    def annotate(self, changes: Mapping[bytes, bytes | None]) -> None:
+        check_annotations(changes)
+        with self._open():
+            for key, value in changes.items():
+                if value is None:
+                    self._now.annotations.pop(key, None)
+                else:
+                    self._now.annotations[key] = value
+            self._now.writes += 1
+
+    def annotation(self, key: bytes) -> bytes | None:
+        with self._open():
+            return self._now.annotations.get(key)
+
+    def annotations(self, prefix: bytes = b"", after: bytes = b"", limit: int | None = None) -> Sequence[Annotation]:
+        with self._open():
+            found = sorted((k, v) for k, v in self._now.annotations.items() if k.startswith(prefix) and k > after)
+            return found[:limit]
 
     def compact(self, *, if_needed: bool = False) -> None:  # noqa: ARG002  # there is never anything to do
         with self._open():
@@ -118,7 +169,7 @@ class MemoryStore:
 
     def sizes(self) -> StoreSizes:
         with self._open():
-            heads = [source.head for source in self._sources.values()]
+            heads = [source.head for source in self._now.sources.values()]
             count = sum(head.count for head in heads)
             return StoreSizes(len(heads), count, sum(head.size_bytes for head in heads), count, 0)
 
@@ -135,7 +186,7 @@ class MemoryStore:
     def page(self, source: str, after: int, until: int) -> list[Delta]:
         """Deltas of a source with after < seq <= until; `BelowFloor` if some of them were dropped."""
         with self._open():
-            held = self._sources.get(source)
+            held = self._now.sources.get(source)
             if held is None:
                 return []
             floor = held.head.floor
@@ -147,7 +198,7 @@ class MemoryStore:
         """Deltas with after < timestamp <= until, in order."""
         with self._open():
             found: list[Delta] = []
-            for source in self._sources.values():
+            for source in self._now.sources.values():
                 low = bisect_right(source.deltas, after, key=_timestamp)
                 found += source.deltas[low : bisect_right(source.deltas, until, key=_timestamp)]
             return _in_order(found)
@@ -162,19 +213,22 @@ class MemoryStore:
 class _Source:
     head: Head
     deltas: list[Delta]
+    hashes: list[bytes]
+    """Chain hash behind each delta."""
 
     @classmethod
     def empty(cls, name: str) -> _Source:
         start = chain.genesis(name)
-        return cls(Head(hash=start, floor_hash=start), [])
+        return cls(Head(hash=start, floor_hash=start), [], [])
 
     def copy(self) -> _Source:
-        return _Source(self.head, list(self.deltas))
+        return _Source(self.head, list(self.deltas), list(self.hashes))
 
     def extend(self, run: Run) -> None:
         assert run.records and run.seq == self.head.seq + 1 and run.previous == self.head.hash
         deltas = [codec.decode(run.source, record, _STORED) for record in run.records]
         self.deltas.extend(deltas)
+        self.hashes.extend(run.hashes)
         size = self.head.size_bytes + sum(map(len, run.records))
         self.head = attrs.evolve(
             self.head, seq=run.last, timestamp=deltas[-1].timestamp, hash=run.hashes[-1], size_bytes=size
@@ -183,10 +237,10 @@ class _Source:
     def truncate(self, floor: int) -> int:
         gone = self.deltas[: max(0, floor - self.head.floor)]
         if gone:
-            floor_hash = chain.extend(self.head.floor_hash, [delta.record for delta in gone])[-1]
+            floor_hash = self.hashes[len(gone) - 1]
             size = self.head.size_bytes - sum(len(delta.record) for delta in gone)
             self.head = attrs.evolve(self.head, floor=floor, floor_hash=floor_hash, size_bytes=size)
-            del self.deltas[: len(gone)]
+            del self.deltas[: len(gone)], self.hashes[: len(gone)]
         return len(gone)
 
     def replace(self, delta: Delta) -> None:
@@ -207,7 +261,7 @@ def _in_order(deltas: list[Delta]) -> list[Delta]:
 class _SeqScan:
     def __init__(self, store: MemoryStore, source: str, after: int, until: int, reverse: bool) -> None:
         self._store, self._source, self._reverse = store, source, reverse
-        self._after, self._until = max(after, 0), min(until, store.heads().get(source, Head()).seq)
+        self._after, self._until = max(after, 0), min(until, store.seq(source))
 
     def page(self, count: int) -> Sequence[Delta]:
         count = max(count, 1)
@@ -238,10 +292,8 @@ class _TimeScan:
 class _SinceScan:
     def __init__(self, store: MemoryStore, after: Mapping[str, int], until: Mapping[str, int]) -> None:
         self._store = store
-        heads = store.heads()
         self._wants = {
-            source: (max(after.get(source, 0), 0), min(seq, heads.get(source, Head()).seq))
-            for source, seq in until.items()
+            source: (max(after.get(source, 0), 0), min(seq, store.seq(source))) for source, seq in until.items()
         }
 
     def page(self, count: int) -> Sequence[Delta]:

@@ -37,11 +37,13 @@ class Stream:
     """Deltas in a fixed order: `async for delta in stream`, or `await stream.page()` for many at a time.
 
     A checkpoint is passed once a page, not once a delta. Holds no resource: it may be dropped at any time, or left in
-    the middle of a loop and gone on with. While it is active, retention drops nothing.
+    the middle of a loop and gone on with. While it is active, retention drops nothing that it may read.
     """
 
     active = False
     """Whether it has begun and not come to its end."""
+    holds: Mapping[str, int] | None = None
+    """source -> seq after which it reads; it reads of no other sources. None: of any, from anywhere."""
 
     def __init__(self, next_page: Callable[[int], Awaitable[Sequence[Delta]]]) -> None:
         """`next_page` returns at least one delta and about as many as asked for; none at the end."""
@@ -55,6 +57,14 @@ class Stream:
         deltas = list(islice(self._ahead, count)) or await self._next_page(count)
         self.active = bool(deltas)
         return deltas
+
+    def spare(self, floors: Mapping[str, int]) -> dict[str, int]:
+        """Lower floors to what this read does not need (invariant I13)."""
+        if not self.active:
+            return dict(floors)
+        if self.holds is None:
+            return {}
+        return {source: min(seq, self.holds.get(source, seq)) for source, seq in floors.items()}
 
     def __aiter__(self) -> Self:
         return self

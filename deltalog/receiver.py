@@ -1,4 +1,4 @@
-"""Taking in deltas of other sources: apply, keep waiting, recognise, refuse; and say which.
+"""Taking in deltas of other sources, and this node's own that come back: apply, keep waiting, recognise, refuse.
 
 Lives here: what is visible (`Frontier`) and how a remote delta becomes so. Each delta is decided on its own, by the
 state of that moment; where the decision has to wait (for room, for a look into the store) it is made anew afterwards.
@@ -30,7 +30,7 @@ TURN: Final = 512
 class Frontier:
     """What is visible here, and what this node's next delta will depend on."""
 
-    __slots__ = ("fresh", "heads", "source", "times")
+    __slots__ = ("fresh", "heads", "retired", "returned", "source", "times")
 
     def __init__(self, source: str, heads: Mapping[str, Head]) -> None:
         """`source`: this node's own. `heads`: what the store holds."""
@@ -41,11 +41,20 @@ class Frontier:
         """source -> timestamp of that delta; of remote sources."""
         self.fresh = {name: seq for name, seq in self.heads.items() if name != source}
         """Deps of this node's next delta. After an open: all there is, since what it saw last is not kept."""
+        own = heads.get(source, Head())
+        self.returned = own.seq, own.timestamp
+        """Seq and timestamp of this node's newest delta when the log was opened, or that has come back since."""
+        self.retired = ""
+        """Why nothing comes behind this node's newest delta any more, "" if something may."""
 
     def admit(self, delta: Delta) -> None:
-        """A remote delta is visible now."""
-        self.heads[delta.source] = self.fresh[delta.source] = delta.seq
-        self.times[delta.source] = delta.timestamp
+        """A delta that was received is visible now."""
+        self.heads[delta.source] = delta.seq
+        if delta.source == self.source:
+            self.returned = delta.seq, delta.timestamp
+        else:
+            self.fresh[delta.source] = delta.seq
+            self.times[delta.source] = delta.timestamp
 
 
 @attrs.frozen
@@ -83,12 +92,13 @@ class Receiver:
         clock: Clock,
         limits: Limits,
         on_apply: Callable[[], None],
+        on_own: Callable[[int], None],
         check: Callable[[], None],
         turn: Callable[[], Awaitable[None]],
     ) -> None:
         """`on_apply` is called after each delta that became visible; `check` raises why none may become so.
 
-        `turn` lets others run.
+        `on_own` is called with the seq of each own one before. `turn` lets others run.
         """
         self._frontier = frontier
         self._inbox = inbox
@@ -98,12 +108,13 @@ class Receiver:
         self._clock = clock
         self._limits = limits
         self._on_apply = on_apply
+        self._on_own = on_own
         self._check = check
         self._turn = turn
 
-    async def receive(self, deltas: Iterable[Delta]) -> Receipt:
-        """Decide on each delta, and on those that waited for it."""
-        receipt = _Decisions()
+    async def receive(self, deltas: Iterable[Delta], *, own: bool = False) -> Receipt:
+        """Decide on each delta, and on those that waited for it. `own`: take this node's own, too."""
+        receipt = _Decisions(own)
         decided = 0
         for delta in deltas:
             if not isinstance(delta, Delta):
@@ -120,7 +131,7 @@ class Receiver:
     async def _decide(self, stack: list[tuple[Delta, bool]], receipt: _Decisions) -> None:
         """Decide on the delta on top of the stack (given now, or waiting till now); what it sets free goes on top."""
         delta, given = stack.pop()
-        objection = self._objection(delta)
+        objection = self._objection(delta, own=receipt.own or not given)
         if objection:
             receipt.refused.append(Refusal(delta, objection))
         elif delta.seq <= self._frontier.heads.get(delta.source, 0):
@@ -139,7 +150,7 @@ class Receiver:
         else:
             stack.append((delta, given))  # something else happened while its causes were looked up: decide anew
 
-    def _objection(self, delta: Delta) -> str:
+    def _objection(self, delta: Delta, *, own: bool) -> str:
         """What is wrong with a delta whatever is held here, "" if nothing is."""
         limits = self._limits
         try:
@@ -155,9 +166,18 @@ class Receiver:
             self._clock.check(delta.timestamp)
         except (UsageError, ClockDrift) as error:
             return str(error)
-        own = self._frontier.heads.get(delta.source, 0)
-        if delta.source == self._frontier.source and delta.seq > own:
-            return f"it claims to be this node's own delta {delta.seq}, but this node has written {own}"
+        head, returned = self._frontier.heads.get(delta.source, 0), self._frontier.returned[0]
+        if delta.source != self._frontier.source or delta.seq <= head:
+            return ""
+        if not own:
+            return f"it claims to be this node's own delta {delta.seq}, but this node has written {head}"
+        if self._frontier.retired:
+            return f"it is this node's own delta {delta.seq}, and its source was retired: {self._frontier.retired}"
+        if head > returned:
+            return (
+                f"it is this node's own delta {delta.seq}, which comes too late: this node has appended "
+                f"{delta.source!r}:{returned + 1}..{head} since it was opened"
+            )
         return ""
 
     def _hold(self, delta: Delta, need: Dot, receipt: _Decisions, given: bool) -> None:
@@ -173,15 +193,21 @@ class Receiver:
     def _after_causes(self, delta: Delta) -> bool:
         """Whether a delta comes after its causes in time (invariant I6), as far as the heads can tell."""
         times, timestamp = self._frontier.times, delta.timestamp
-        if delta.seq > 1 and times[delta.source] >= timestamp:
+        if not self._after_predecessor(delta):
             return False
         newest = self._clock.last  # of this node's own deltas, whose times nobody notes
         return not delta.deps or all(times.get(source, newest) < timestamp for source in delta.deps)
 
+    def _after_predecessor(self, delta: Delta) -> bool:
+        """Whether a delta comes after the newest of its source in time."""
+        if delta.source == self._frontier.source:
+            return self._frontier.returned[1] < delta.timestamp
+        return delta.seq == 1 or self._frontier.times[delta.source] < delta.timestamp
+
     async def _after_stored_causes(self, delta: Delta) -> bool:
         """The same, looking at the causes themselves."""
         times, timestamp = self._frontier.times, delta.timestamp
-        if delta.seq > 1 and times[delta.source] >= timestamp:
+        if not self._after_predecessor(delta):
             return False
         for source, seq in delta.deps.items():
             if times.get(source, timestamp) >= timestamp:
@@ -197,6 +223,8 @@ class Receiver:
             return False
         self._clock.last = max(self._clock.last, delta.timestamp)  # checked before; the wall may have jumped since
         self._frontier.admit(delta)
+        if delta.source == self._frontier.source:
+            self._on_own(delta.seq)
         if self._writer.idle:
             self._writer.wake()
         self._on_apply()
@@ -216,6 +244,8 @@ class Receiver:
 class _Decisions:
     """The receipt while it is made."""
 
+    own: bool
+    """Whether this node's own deltas are taken."""
     applied: list[Dot] = attrs.field(factory=list)
     known: list[Dot] = attrs.field(factory=list)
     waiting: list[Dot] = attrs.field(factory=list)

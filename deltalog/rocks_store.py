@@ -14,7 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import count, pairwise
+from itertools import count, islice, pairwise
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -37,7 +37,7 @@ from deltalog.rocks_instance import RocksInstance
 from deltalog.rocks_scan import SinceScan, SourceScan, TimeScan, missing, newest
 from deltalog.rocks_values import Batch
 from deltalog.rocks_view import KeyValue, View
-from deltalog.store import Erasure, Run, StoreSizes
+from deltalog.store import Annotation, Erasure, Run, StoreSizes, check_annotations
 
 FAMILIES: Final[Mapping[str, FamilyProfile]] = MappingProxyType(
     {
@@ -174,6 +174,25 @@ class RocksStore(RocksInstance):
             return SourceScan(self, source, seq - 1, seq, reverse=False).page(1)[0]
         except BelowFloor:
             return None  # dropped since
+
+    def hash_at(self, source: str, seq: int) -> bytes:
+        if seq == 0:
+            return chain.genesis(source)
+        with self._lock:
+            view, row = self.view(), self._rows.get(source) or _new_row(source, 0)
+        with view:
+            head = row.head
+            if not 0 < seq <= head.seq:
+                raise UsageError(f"there is no delta {source!r}:{seq}; the source's head is {head.seq}")
+            if seq < head.floor:
+                raise BelowFloor({source: head.floor}, {source: seq})
+            if seq in (head.seq, head.floor):
+                return head.hash if seq == head.seq else head.floor_hash
+            held = self.block_at(view, row.no, source, seq)
+        if held is None:
+            raise missing(self, source, seq)
+        first = held.deltas[0].seq
+        return self._hashes(keys.block_key(row.no, first), held)[seq - first]
 
     def by_source(self, source: str, after: int, until: int, *, reverse: bool = False) -> SourceScan:
         return SourceScan(self, source, after, until, reverse)
@@ -358,6 +377,38 @@ class RocksStore(RocksInstance):
             reason, timestamp = self.checked(META, key, partial(keys.decode_meta, key, value))
             found.append(Erasure(self.name(source_no), seq, reason, timestamp))
         return sorted(found, key=lambda note: (note.source, note.seq))
+
+    # ------------------------------------------------------------------------------------------------ annotations
+
+    def annotate(self, changes: Mapping[bytes, bytes | None]) -> None:
+        check_annotations(changes)
+        with self._lock:
+            batch = self._db.batch()
+            for name, value in changes.items():
+                key = keys.annotation_key(name)
+                if value is None:
+                    batch.delete(META, key)
+                else:
+                    batch.put(META, key, keys.encode_meta(key, value))
+            reach("store.annotate.before")
+            self._db.write(batch)
+            reach("store.annotate.after")
+
+    def annotation(self, key: bytes) -> bytes | None:
+        row = keys.annotation_key(key)
+        value = self._db.get(META, row)
+        return None if value is None else self.checked(META, row, partial(keys.decode_annotation, row, value))
+
+    def annotations(self, prefix: bytes = b"", after: bytes = b"", limit: int | None = None) -> Sequence[Annotation]:
+        first = keys.annotation_key(prefix)
+        begin, end = max(first, keys.annotation_key(after + b"\0")), keys.prefix_end(first)
+        if begin >= end or limit == 0:
+            return []
+        rows = islice(self._db.scan(META, begin=begin, end=end), limit)
+        return [
+            (key[len(keys.META_ANNOTATION) :], self.checked(META, key, partial(keys.decode_annotation, key, value)))
+            for key, value in rows
+        ]
 
     # ------------------------------------------------------------------------------------------- compact and meta
 

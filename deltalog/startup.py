@@ -9,8 +9,8 @@ Numbered as the code goes (`open_data`):
    the witness, and the newest deltas read. If the write-ahead log is damaged, what stands before the damage is looked
    at in a copy (`salvage`): if that is all that was ever fsynced, the rest was acknowledged to nobody.
 5. Open for writing, only if all that fits; the heads must be those of the preflight. Up to here nothing was changed.
-6. The tail. If dots may have been handed out and lost, this node goes on as a new incarnation of its source
-   (invariant I1): it never guesses, so no dot is used twice.
+6. The tail. If dots may have been handed out and lost, or the source was retired, this node goes on as a new
+   incarnation of its source (invariant I1): it never guesses, so no dot is used twice.
 
 How a directory is made: deltalog.toml, store, witness, the witness's first record, the store's list of incarnations. A
 store without that list was never used, so whatever cut its making off, the next open goes on with it.
@@ -181,6 +181,8 @@ class _Seen:
     heads: Mapping[str, Head] = attrs.field(factory=dict)
     incarnations: Sequence[str] = ()
     """This node's sources, in the order in which they appended; empty: the store was never used."""
+    retired: tuple[str, str] = ("", "")
+    """The source that appends no more, and why."""
     recent: Sequence[Delta] = ()
     damage: StoreCorrupt | None = None
     """Why this is what a damaged write-ahead log still holds."""
@@ -342,7 +344,9 @@ class _Opening:
                 if incarnations and incarnations[0] != self.identity.source:
                     said, made_for = self.identity.source, incarnations[0]
                     raise StoreCorrupt(f"{self.path}/deltalog.toml says source {said!r}; it was made for {made_for!r}")
-                seen = attrs.evolve(seen, heads=store.heads(), incarnations=incarnations)
+                seen = attrs.evolve(
+                    seen, heads=store.heads(), incarnations=incarnations, retired=_retired(store) or seen.retired
+                )
             if testimony is not None:
                 self._compare(store, seen, testimony)
             if store is None:
@@ -413,7 +417,9 @@ class _Opening:
         incarnations = seen.incarnations or (self.identity.source,)
         before = testimony.source if testimony is not None else incarnations[-1]
         kind, reason = self._doubt(witness, testimony, seen, before)
-        source = before
+        source, (retired, why) = before, seen.retired
+        if retired == before:
+            reason = f"it was retired: {why}"
         if reason:
             source = _incarnation(self.identity.source)
             reach("startup.incarnation.before")
@@ -477,6 +483,13 @@ def _is_new(db: Rocks) -> bool:
             for _ in rows:
                 return False
     return True
+
+
+def _retired(store: RocksStore) -> tuple[str, str] | None:
+    """The source that appends no more, and why."""
+    value = store.annotation(keys.RETIRED)
+    key = keys.annotation_key(keys.RETIRED)
+    return None if value is None else store.checked(keys.META, key, lambda: keys.decode_retired(value))
 
 
 def _incarnation(source: str) -> str:

@@ -15,7 +15,8 @@ from typing import Protocol
 import attrs
 
 from deltalog.delta import Delta
-from deltalog.keys import Head
+from deltalog.errors import LimitExceeded, UsageError
+from deltalog.keys import ANNOTATION_KEY_BYTES, ANNOTATION_VALUE_BYTES, Head
 
 
 @attrs.frozen
@@ -63,6 +64,23 @@ class Erasure:
     """Hybrid logical clock at the erasure."""
 
 
+Annotation = tuple[bytes, bytes]
+"""Key and value of something that a layer above keeps beside the deltas."""
+
+
+def check_annotations(changes: Mapping[bytes, bytes | None]) -> None:
+    """Raise `UsageError` unless keys are 1 to 1024 bytes and values bytes or None, `LimitExceeded` above 64 KiB."""
+    for key, value in changes.items():
+        if type(key) is not bytes or not key:
+            raise UsageError(f"the key of an annotation must be bytes, and not empty; not {key!r}"[:200])
+        if len(key) > ANNOTATION_KEY_BYTES:
+            raise LimitExceeded("the key of an annotation", len(key), ANNOTATION_KEY_BYTES)
+        if value is not None and type(value) is not bytes:
+            raise UsageError(f"the value of an annotation must be bytes or None, not {type(value).__name__}")
+        if value is not None and len(value) > ANNOTATION_VALUE_BYTES:
+            raise LimitExceeded("the value of an annotation", len(value), ANNOTATION_VALUE_BYTES)
+
+
 class Scan(Protocol):
     """A read in progress: plain data and no open handle, so it may be dropped at any time."""
 
@@ -98,6 +116,13 @@ class DeltaStore(Protocol):
 
     def get(self, source: str, seq: int) -> Delta | None:
         """The delta with this dot, or None if it is not stored (any more)."""
+        ...
+
+    def hash_at(self, source: str, seq: int) -> bytes:
+        """The chain hash behind a stored delta, or at the floor; of seq 0 that of the source's name.
+
+        Raises `BelowFloor` further below, `UsageError` above the head. Reads one block.
+        """
         ...
 
     def by_source(self, source: str, after: int, until: int, *, reverse: bool = False) -> Scan:
@@ -140,6 +165,22 @@ class DeltaStore(Protocol):
 
     def erasures(self) -> Sequence[Erasure]:
         """Every note that `erase` left, ascending by dot."""
+        ...
+
+    def annotate(self, changes: Mapping[bytes, bytes | None]) -> None:
+        """Keep values under keys beside the deltas, all or none; None removes a key. For the layers above.
+
+        In order with `write`: whenever a later write survives, this does. Raises `UsageError` or `LimitExceeded` as
+        `check_annotations`.
+        """
+        ...
+
+    def annotation(self, key: bytes) -> bytes | None:
+        """What is kept under a key, None if nothing is."""
+        ...
+
+    def annotations(self, prefix: bytes = b"", after: bytes = b"", limit: int | None = None) -> Sequence[Annotation]:
+        """Keys that start with `prefix` and are greater than `after`, ascending, with their values; at most `limit`."""
         ...
 
     def compact(self, *, if_needed: bool = False) -> None:

@@ -73,7 +73,7 @@ class Subscription:
     @property
     def position(self) -> VersionVector:
         """All that was given out, and all that came before: where to go on after a restart."""
-        return VersionVector(self._position)
+        return VersionVector.trusted(dict(self._position))
 
     def spare(self, floors: Mapping[str, int]) -> dict[str, int]:
         """Lower floors to what this subscription needs no more (invariant I13)."""

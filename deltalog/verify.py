@@ -3,8 +3,9 @@
 What is checked: sources are numbered densely and each row says what its deltas say; every block is one its encoding
 allows; seqs are dense from the floor to the head; the hash chain leads from the floor, through every block and tag, to
 the head; the time index has exactly the entry each block asks for; erased deltas have their note, and notes their
-delta; nothing unknown stands anywhere. Nothing in a store can tell of a tail that went with its head, of a source
-renamed when its beginning was dropped, or of another reason in a note: the witness, peers and signatures can.
+delta; annotations are as they were kept; nothing unknown stands anywhere. Nothing in a store can tell of a tail that
+went with its head, of a source renamed when its beginning was dropped, of another reason in a note, or of an annotation
+that is not there: the witness, peers and signatures can.
 
 Missing, damaged and unknown are three kinds of fault (invariant I15). Where RocksDB cannot read a file the walk says
 so, and goes on behind the damage.
@@ -166,14 +167,14 @@ class _Portion(Walk):
                 self.fault(Kind.UNKNOWN, BY_TIME, key, "the block of this entry asks for another", name, entry.seq)
 
     def _meta(self) -> None:
-        """Every row of meta; and that each note of an erasure has its erased delta."""
+        """Every row of meta, annotations too; and that each note of an erasure has its erased delta."""
         for key, value in self.rows(META):
-            note = key.startswith(keys.META_ERASED)
-            if not note and key not in keys.META_ROWS:
+            note, annotation = key.startswith(keys.META_ERASED), key.startswith(keys.META_ANNOTATION)
+            if not note and not annotation and key not in keys.META_ROWS:
                 self.fault(Kind.UNKNOWN, META, key, "no such row is ever written")
                 continue
             try:
-                content = keys.decode_meta(key, value)
+                content = keys.decode_annotation(key, value) if annotation else keys.decode_meta(key, value)
             except DecodeError as error:
                 self.fault(Kind.DAMAGED, META, key, str(error))
                 continue

@@ -99,6 +99,8 @@ class Writer:
         """source -> seq that survives the end of the process."""
         self.synced = dict(self.written)
         """source -> seq that survives power loss."""
+        self.synced_hashes = dict(self._tails)
+        """source -> chain hash behind that delta."""
         self.synced_ordinal = ring.stored
         """Ordinal in the ring up to which everything survives power loss."""
         self.failure: LogReadOnly | None = None
@@ -112,6 +114,8 @@ class Writer:
         self._progress = trio.lowlevel.ParkingLot()
         self.on_publish: Callable[[], None] = lambda: None
         """Called after each commit and each change of `failure`."""
+        self.on_synced: list[Callable[[Mapping[str, int]], None]] = []
+        """Called after each fsync with the heads that it moved, before those who wait for it go on."""
 
     # ------------------------------------------------------------------------------------------------- for callers
 
@@ -242,10 +246,13 @@ class Writer:
         self._counts["deltas"] += count
         if sync:
             self.synced.update(self._unsynced)
-            self._unsynced.clear()
+            self.synced_hashes.update((source, self._tails[source]) for source in self._unsynced)
+            moved, self._unsynced = self._unsynced, {}
             self._unsynced_since = None
             self.synced_ordinal = self._ring.stored
             self._counts["fsyncs"] += 1
+            for told in tuple(self.on_synced):
+                told(moved)
         elif self._unsynced_since is None and self._unsynced:
             self._unsynced_since = trio.current_time()
         reach("writer.publish.after")

@@ -21,7 +21,7 @@ from deltalog.delta import Delta
 from deltalog.errors import StoreError
 from deltalog.keys import Head
 from deltalog.memory_store import MemoryStore
-from deltalog.store import DeltaStore, Erasure, Run, Scan, StoreSizes
+from deltalog.store import Annotation, DeltaStore, Erasure, Run, Scan, StoreSizes
 
 _T = TypeVar("_T")
 
@@ -185,6 +185,10 @@ class FaultStore:
     def erase(self, source: str, seq: int, reason: str, timestamp: int) -> Delta | None:
         return self._change("erase", lambda store: store.erase(source, seq, reason, timestamp), durable=True)
 
+    def annotate(self, changes: Mapping[bytes, bytes | None]) -> None:
+        kept = dict(changes)
+        self._change("annotate", lambda store: store.annotate(kept))
+
     def compact(self, *, if_needed: bool = False) -> None:
         self._guarded("compact", lambda: self.inner.compact(if_needed=if_needed))
 
@@ -202,6 +206,15 @@ class FaultStore:
 
     def get(self, source: str, seq: int) -> Delta | None:
         return self.faults.run("get", lambda: self.inner.get(source, seq))
+
+    def hash_at(self, source: str, seq: int) -> bytes:
+        return self.faults.run("hash_at", lambda: self.inner.hash_at(source, seq))
+
+    def annotation(self, key: bytes) -> bytes | None:
+        return self.faults.run("annotation", lambda: self.inner.annotation(key))
+
+    def annotations(self, prefix: bytes = b"", after: bytes = b"", limit: int | None = None) -> Sequence[Annotation]:
+        return self.faults.run("annotations", lambda: self.inner.annotations(prefix, after, limit))
 
     def by_source(self, source: str, after: int, until: int, *, reverse: bool = False) -> Scan:
         return _FaultScan(self, self.inner.by_source(source, after, until, reverse=reverse))

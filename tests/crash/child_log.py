@@ -38,7 +38,7 @@ from deltalog.errors import (
 )
 from deltalog.log import DeltaLog, LogOptions
 from deltalog.manager import Manager, open_manager
-from tests.crash.history import REMOTE, SOURCE, fingerprint
+from tests.crash.history import COUNTED, REMOTE, SOURCE, fingerprint
 from tests.crash.inspection import NO_UPKEEP, Say, inspect
 from tests.deltalog.directories import flip, killed, wal
 
@@ -69,6 +69,7 @@ class Churn:
             self.rest: 12,
             self.truncate: 3,
             self.erase: 3,
+            self.annotate: 6,
             self.compact: 1,
             self.flush_store: 2,
             self.read: 5,
@@ -125,6 +126,9 @@ class Churn:
             except BelowFloor:
                 return
             self.say({"erased": dot})
+
+    async def annotate(self) -> None:
+        await annotate(self.log, self.say)
 
     async def compact(self) -> None:
         await self.log.compact()
@@ -233,6 +237,14 @@ async def _use(log: DeltaLog, say: Say, count: int) -> None:
     await _append_durably(log, say, "durable")
 
 
+async def annotate(log: DeltaLog, say: Say) -> None:
+    """Count one up."""
+    count = int(await log.annotation(COUNTED) or 0) + 1
+    say({"annotating": count})
+    await log.annotate({COUNTED: b"%d" % count})
+    say({"annotated": count})
+
+
 async def _append_durably(log: DeltaLog, say: Say, payload: object) -> None:
     """Say its dot beforehand: an append that fails while it waits has been accepted, and may be stored later."""
     say({"appending": [log.source, log.heads.get(log.source, 0) + 1]})
@@ -279,6 +291,7 @@ def _second(say: Say, path: str) -> None:
             say({"erasing": dot})
             await log.erase(dot, "a reason")
             say({"erased": dot})
+            await annotate(log, say)
             await log.compact()
             await trio.sleep(0.03)  # into a round of upkeep
             await _use(log, say, 5)

@@ -38,6 +38,10 @@ def remote_history() -> tuple[Delta, ...]:
     return tuple(deltas)
 
 
+COUNTED: Final = b"counted"
+"""Key of the annotation that children count up."""
+
+
 def fingerprint(delta: Delta) -> str:
     """The same for two deltas if and only if they are the same, erased or not."""
     content = delta.record[CHAINED_FROM : delta.body] + chain.payload_hash(delta)
@@ -61,6 +65,14 @@ class Known:
     erased: set[tuple[str, int]] = attrs.field(factory=set)
     """Dots whose erasure was acknowledged, which makes it durable."""
     erased_asked: set[tuple[str, int]] = attrs.field(factory=set)
+    annotating: int = 0
+    """What the annotation `COUNTED` may say at most."""
+    annotated: int = 0
+    """What it says: that survives the process."""
+    annotated_under: int = 0
+    """What it said before the last delta was handed out."""
+    annotated_durable: int = 0
+    """What it said before a delta that was acknowledged as durable."""
     remote: Mapping[str, Mapping[int, str]] = attrs.field(factory=lambda: _REMOTE)
 
     def hear(self, lines: Iterable[Any]) -> None:
@@ -72,7 +84,14 @@ class Known:
     def _ignore(self, value: Any) -> None:
         """Nothing to remember."""
 
+    def _hear_annotating(self, count: int) -> None:
+        self.annotating = count
+
+    def _hear_annotated(self, count: int) -> None:
+        self.annotated = count
+
     def _hear_handed(self, deltas: list[tuple[str, int, str]]) -> None:
+        self.annotated_under = self.annotated if deltas else self.annotated_under
         for source, seq, content in deltas:
             before = self.handed.setdefault(source, {}).setdefault(seq, content)
             assert before == content, f"I1: ({source!r}, {seq}) was handed out twice, with different contents"
@@ -82,6 +101,7 @@ class Known:
 
     def _hear_durable(self, heads: dict[str, int]) -> None:
         _raise(self.durable, heads)
+        self.annotated_durable = self.annotated_under
 
     def _hear_truncating(self, floors: dict[str, int]) -> None:
         _raise(self.floors_asked, floors)
@@ -115,6 +135,8 @@ class Known:
         gone = {(source, seq) for source, seq in self.erased if seq <= floors.get(source, 0)}
         assert self.erased <= erased | gone, "an erasure is undone"
         assert erased <= self.erased_asked, "erased, which nobody asked"
+        least = self.annotated_durable if power_cut else self.annotated
+        assert least <= found["annotated"] <= self.annotating, f"annotated {found['annotated']}, not {least} or more"
         if not power_cut:
             for source, floor in self.floors.items():
                 assert floors.get(source, 0) >= floor, f"{source!r}: a truncation to {floor} is undone"
@@ -150,6 +172,7 @@ class Known:
             self._hear_handed([(source, seq, content)])
         _raise(self.durable, found["heads"])
         _raise(self.durable, {source: seq for source, seq, _ in found["fresh"]})
+        self.annotating = self.annotated = self.annotated_under = self.annotated_durable = found["annotated"]
         self.floors, self.floors_asked = dict(found["floors"]), dict(found["floors"])
         self.erased |= {(source, seq) for source, seq in found["erased"]}
         self.erased_asked = set(self.erased)

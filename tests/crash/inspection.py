@@ -19,7 +19,7 @@ from deltalog.profiles import SharedMemory
 from deltalog.rocks import Rocks
 from deltalog.rocks_store import FAMILIES, RocksStore
 from deltalog.verify import verify
-from tests.crash.history import SOURCE, fingerprint
+from tests.crash.history import COUNTED, SOURCE, fingerprint
 
 Say = Callable[[Any], None]
 NO_UPKEEP = Upkeep(flush_interval_s=None, collect_interval_s=None, compact_interval_s=None, disk_interval_s=None)
@@ -53,9 +53,10 @@ async def _look(found: dict[str, Any], path: str, accept_loss: bool) -> None:
         found["problems"] = []
         found["heads"], found["floors"] = dict(log.heads), dict(log.floor)
         found["contents"] = {source: [] for source in log.heads}
-        found["erased"], found["fresh"] = [], []
+        found["erased"], found["fresh"], found["annotated"] = [], [], 0
         try:
             await _read(log, found)
+            found["annotated"] = int(await log.annotation(COUNTED) or 0)
         except StoreCorrupt as error:
             found["problems"].append(f"reading: {error}")
         for _ in range(2):

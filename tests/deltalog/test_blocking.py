@@ -39,12 +39,17 @@ def payloads(deltas: Any) -> list[Any]:
 
 # ------------------------------------------------------------------------------------------------ the names, the types
 
+ABOVE = "it is for the layers above the log, which run in its loop"
 LEFT_OUT = {
     "running": "open_log does it",
     "fill": "open_log does it",
     "clock": "it belongs to the loop's thread",
     "active": "it is for the log's own use",
     "spare": "it is for the log's own use",
+    "holds": "it is for the log's own use",
+    **dict.fromkeys(("annotate", "annotation", "annotations"), ABOVE),
+    **dict.fromkeys(("synced_seq", "synced_hash", "hash_at", "on_synced"), ABOVE),
+    **dict.fromkeys(("hold", "held_by", "stability", "save_stability", "retire", "retired"), ABOVE),
 }
 """Public names of `DeltaLog` that the blocking one has not -> why."""
 ADDED = {"subscribe": {"timeout_s"}, "page": {"timeout_s"}}

@@ -299,5 +299,6 @@ def test_a_meta_row_with_a_valid_check_that_is_no_value_is_refused(row: bytes) -
 def test_no_two_keys_of_meta_can_be_taken_for_each_other() -> None:
     names = [keys.META_FORMAT, keys.META_STORE_ID, keys.META_INCARNATIONS, keys.META_SCRUB]
     assert len(set(names)) == len(names)
-    assert not any(name.startswith(keys.META_ERASED) for name in names)
+    assert not any(name.startswith((keys.META_ERASED, keys.META_ANNOTATION)) for name in names)
+    assert not keys.annotation_key(b"").startswith(keys.META_ERASED)
     assert all(keys.erased_key(1, seq) < keys.erased_key(1, seq + 1) for seq in (1, 255, 256))

@@ -41,6 +41,26 @@ def test_i2_a_crash_leaves_what_was_synced() -> None:
     assert store.sync() >= number
 
 
+def test_annotations_go_with_a_crash_unless_they_were_synced() -> None:
+    store = MemoryStore()
+    store.annotate({b"a": b"1", b"b": b"1"})
+    store.sync()
+    store.annotate({b"a": b"2", b"b": None, b"c": b"2"})
+    store.crash()
+    assert list(store.annotations()) == [(b"a", b"1"), (b"b", b"1")]
+
+
+def test_i2_a_crash_undoes_what_was_dropped_since_the_sync() -> None:
+    store, model = MemoryStore(), StoreModel()
+    run = model.run("a", range(10))
+    store.write([run])
+    model.write([run])
+    store.sync()
+    store.truncate({"a": 3})
+    store.crash()
+    model.check(store)
+
+
 def test_what_was_erased_is_erased_after_a_crash() -> None:
     store, model = MemoryStore(), StoreModel()
     run = model.run("a", range(10))

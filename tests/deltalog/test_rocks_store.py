@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from deltalog import block, failpoints, keys
+from deltalog import block, chain, failpoints, keys
 from deltalog.block import DELTAS_MAX
 from deltalog.delta import Delta
 from deltalog.errors import (
@@ -108,6 +108,7 @@ CHANGES: dict[str, Callable[[DeltaStore, StoreModel], object]] = {
     ),
     "truncate": lambda store, _: store.truncate({"a": 170}),
     "erase": lambda store, _: store.erase("a", 20, "because", 7),
+    "annotate": lambda store, _: store.annotate({b"a": b"new", b"b": None, b"c": b"new"}),
     "merge": lambda store, _: store.compact(),
 }
 
@@ -121,6 +122,8 @@ def changed(model: StoreModel, change: str) -> StoreModel:
         after.truncate({"a": 170})
     elif change == "erase":
         after.erase("a", 20, "because", 7)
+    elif change == "annotate":
+        after.annotate({b"a": b"new", b"b": None, b"c": b"new"})
     return after
 
 
@@ -132,6 +135,7 @@ def test_i8_a_change_that_fails_is_there_whole_or_not_at_all(
     for first in range(0, 300, 50):
         pair.add("a", *range(first * 10, first * 10 + 50))
     pair.add("b", 5)
+    pair.annotate({b"a": b"old", b"b": b"old"})
     points(f"store.{change}.{place_}", 1)
     with pytest.raises(Bug):
         CHANGES[change](pair.store, pair.model)
@@ -225,6 +229,8 @@ def history(store: DeltaStore, seed: int) -> Iterator[StoreModel]:
                 pair.erase(names[0], head.seq)
             case 2:
                 pair.store.compact(if_needed=True)
+            case 3:
+                pair.annotate({bytes([number & 3]): bytes([number & 255]), bytes([number & 7]): None})
             case _:
                 pair.store.sync()
         yield pair.model
@@ -636,6 +642,52 @@ def test_meta_is_kept_and_checked(store: RocksStore) -> None:
     store.reopen()
     assert store.meta(keys.META_SCRUB) == {"source": 3, "seq": 9}
     assert store.meta(b"nothing") is None
+
+
+@pytest.mark.parametrize("at", [0, -1], ids=["value", "check"])
+def test_a_damaged_annotation_is_an_error_that_names_its_key(store: RocksStore, at: int) -> None:
+    store.annotate({b"mine": b"value", b"other": b"value"})
+    key = keys.annotation_key(b"mine")
+    value = bytearray(store.db.get(META, key) or b"")
+    value[at] ^= 1
+    batch = store.db.batch()
+    batch.put(META, key, bytes(value))
+    store.db.write(batch)
+    for read in (lambda: store.annotation(b"mine"), store.annotations):
+        with pytest.raises(StoreCorrupt, match=f"meta key {key.hex()}"):
+            read()
+    assert store.annotation(b"other") == b"value"
+
+
+def test_a_chain_hash_is_read_from_one_block(store: RocksStore, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair.add("a", *range(1000))
+    extended: list[int] = []
+    extend = chain.extend
+
+    def counted(previous: bytes, records: list[bytes]) -> list[bytes]:
+        extended.append(len(records))
+        return extend(previous, records)
+
+    monkeypatch.setattr(chain, "extend", counted)
+    assert [store.hash_at("a", seq) for seq in (500, 1, 1000)] == [
+        pair.model.sources["a"].hashes[seq - 1] for seq in (500, 1, 1000)
+    ]
+    assert extended == [128, 128], "at the head it stands in the row"
+
+
+def test_i9_a_chain_hash_is_not_taken_from_what_was_tampered_with(store: RocksStore, pair: Pair) -> None:
+    pair.add("a", *range(10))
+    other = StoreModel()
+    other.write([other.run("a", range(10), "other")])
+    key = keys.block_key(0, 1)
+    held = store.decode_block("a", key, store.db.get(DELTAS, key) or b"")
+    head = other.sources["a"]
+    value = block.encode(held.previous, pair.model.sources["a"].hashes, [delta.record for delta in head.written])
+    batch = store.db.batch()
+    batch.put(DELTAS, key, value)
+    store.db.write(batch)
+    with pytest.raises(StoreCorrupt, match="run verify"):
+        store.hash_at("a", 5)
 
 
 @pytest.mark.parametrize("row", [(keys.META_ERASED + b"short", [1, 2]), (keys.erased_key(9, 1), ["reason", 5])])

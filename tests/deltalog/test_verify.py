@@ -111,6 +111,7 @@ def raw(directory: Path) -> Iterator[Raw]:
     pair.erase("b", 120)
     pair.erase("a", 60)
     pair.truncate(b=70)
+    pair.annotate({b"peer/one": b"kept", b"\xff" * 40: b""})
     yield Raw(pair.store)
     pair.store.close()
 
@@ -488,7 +489,11 @@ def test_i9_a_note_of_no_source_and_of_no_shape(raw: Raw) -> None:
     assert seen(found(raw.store)) == [(UNKNOWN, META, "", 1), (UNKNOWN, META, "", 0)]
 
 
-@pytest.mark.parametrize("key", [keys.META_FORMAT, keys.META_STORE_ID, keys.erased_key(1, 120)], ids=repr)
+@pytest.mark.parametrize(
+    "key",
+    [keys.META_FORMAT, keys.META_STORE_ID, keys.erased_key(1, 120), keys.annotation_key(b"peer/one")],
+    ids=repr,
+)
 def test_i9_a_flipped_bit_in_meta(raw: Raw, key: bytes) -> None:
     raw.put(META, key, bytes([raw.all(META)[key][0] ^ 1]) + raw.all(META)[key][1:])
     assert seen(found(raw.store)) == [(DAMAGED, META, "", 0)]
@@ -501,6 +506,10 @@ def test_i9_a_flipped_bit_in_meta(raw: Raw, key: bytes) -> None:
         (keys.META_STORE_ID, b"another"),
         (keys.META_INCARNATIONS, "a"),
         (keys.META_INCARNATIONS, [1]),
+        (keys.annotation_key(b"peer/one"), "text"),
+        (keys.annotation_key(b""), b"of no key"),
+        (keys.annotation_key(b"k" * 1025), b"of too long a key"),
+        (keys.annotation_key(b"peer/one"), bytes(65537)),
     ],
     ids=str,
 )

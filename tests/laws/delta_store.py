@@ -14,7 +14,7 @@ earlier store stored and closed.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,7 +23,7 @@ import pytest
 
 from deltalog import chain
 from deltalog.delta import Delta
-from deltalog.errors import BelowFloor, LogClosed, UsageError
+from deltalog.errors import BelowFloor, LimitExceeded, LogClosed, UsageError
 from deltalog.store import DeltaStore, Run, Scan
 from tests.laws.store_model import END, StoreModel, drained
 from tests.strategies import HOSTILE_TEXTS
@@ -51,6 +51,10 @@ class Pair:
     def erase(self, source: str, seq: int) -> None:
         self.model.erase(source, seq, "because", 7)
         assert self.store.erase(source, seq, "because", 7) == self.model.get(source, seq)
+
+    def annotate(self, changes: Mapping[bytes, bytes | None]) -> None:
+        self.store.annotate(changes)
+        self.model.annotate(changes)
 
     def fill(self, sources: int = 5, rounds: int = 12, seed: int = 0) -> None:
         """Blocks of many lengths whose intervals overlap, nest and touch, some floors, some erased payloads."""
@@ -311,6 +315,94 @@ class DeltaStoreLaws:
         pair.truncate(b=100)
         pair.model.check(pair.store)
 
+    # ----------------------------------------------------------------------------------------------- chain hashes
+
+    def test_the_chain_hash_of_every_seq_that_is_held(self, pair: Pair) -> None:
+        for times in (range(100, 230), range(300, 305), [400], range(500, 900)):
+            pair.add("a", *times)
+        hashes = pair.model.sources["a"].hashes
+        changes: list[Callable[[], object]] = [lambda: None, pair.store.compact, lambda: pair.truncate(a=77)]
+        for change in (*changes, pair.store.reopen):
+            change()
+            floor = pair.store.heads()["a"].floor
+            for seq in range(max(1, floor), len(hashes) + 1):
+                assert pair.store.hash_at("a", seq) == hashes[seq - 1]
+        pair.truncate(a=len(hashes))
+        assert pair.store.hash_at("a", len(hashes)) == hashes[-1]
+        assert pair.store.hash_at("a", 0) == chain.genesis("a"), "of seq 0 whatever was dropped"
+        assert pair.store.hash_at("nobody", 0) == chain.genesis("nobody")
+
+    def test_an_erased_delta_leaves_the_chain_hashes_as_they_were(self, pair: Pair) -> None:
+        pair.add("a", *range(10), payload="secret")
+        pair.erase("a", 4)
+        assert [pair.store.hash_at("a", seq) for seq in range(1, 11)] == pair.model.sources["a"].hashes
+
+    def test_there_is_no_chain_hash_of_what_is_not_held(self, pair: Pair) -> None:
+        pair.add("a", 1, 2, 3)
+        pair.truncate(a=2)
+        for source, seq in (("a", 4), ("a", -1), ("a", 1 << 70), ("b", 1)):
+            with pytest.raises(UsageError, match=f"there is no delta '{source}':{seq}"):
+                pair.store.hash_at(source, seq)
+        with pytest.raises(BelowFloor) as caught:
+            pair.store.hash_at("a", 1)
+        assert (caught.value.floor, caught.value.missing) == ({"a": 2}, {"a": 1})
+
+    # ------------------------------------------------------------------------------------------------ annotations
+
+    def test_annotations_come_back_by_key_and_in_order(self, pair: Pair) -> None:
+        kept: dict[bytes, bytes] = {}
+        names = [b"\0", b"a", b"a\0", b"a/1", b"a/2", b"a\xff", b"a\xff\xff", b"b", b"\xff", b"\xff\xff", b"k" * 1024]
+        for number, name in enumerate(random.Random(3).sample(names, len(names))):
+            pair.annotate({name: bytes([number]) * number})
+            kept[name] = bytes([number]) * number
+        for prefix in (b"", b"a", b"a/", b"a\xff", b"\xff", b"z", b"\0", b"k"):
+            for after in (b"", b"a", b"a/1", b"a\xff\xff", b"\xff", b"\xff" * 9):
+                for limit in (None, 0, 1, 3):
+                    wanted = sorted((k, v) for k, v in kept.items() if k.startswith(prefix) and k > after)[:limit]
+                    assert list(pair.store.annotations(prefix, after, limit)) == wanted
+        assert {name: pair.store.annotation(name) for name in names} == kept
+        assert pair.store.annotation(b"c") is None
+
+    def test_annotations_are_replaced_and_removed_together(self, pair: Pair) -> None:
+        pair.annotate({b"a": b"1", b"b": b"2"})
+        pair.annotate({b"a": b"3", b"b": None, b"nothing": None, b"c": b""})
+        assert list(pair.store.annotations()) == [(b"a", b"3"), (b"c", b"")]
+        changes: list[Callable[[], object]] = [pair.store.compact, pair.store.reopen, lambda: pair.annotate({})]
+        for change in changes:
+            change()
+            assert list(pair.store.annotations()) == [(b"a", b"3"), (b"c", b"")]
+
+    def test_annotations_stand_beside_the_deltas(self, pair: Pair) -> None:
+        pair.fill()
+        pair.annotate({bytes([number]): b"value" for number in range(256)})
+        pair.model.check(pair.store)
+        pair.truncate(**{"source 1": pair.store.heads()["source 1"].seq})
+        assert len(pair.store.annotations()) == 256
+        assert len(pair.store.erasures()) == 5
+
+    def test_an_annotation_of_the_wrong_shape_changes_nothing(self, pair: Pair) -> None:
+        pair.annotate({b"k" * 1024: b"v" * 65536})
+        wrong: list[tuple[object, object, type[Exception]]] = [
+            (b"", b"v", UsageError),
+            ("text", b"v", UsageError),
+            (b"key", "text", UsageError),
+            (b"k" * 1025, b"v", LimitExceeded),
+            (b"k" * 1025, None, LimitExceeded),
+            (b"key", b"v" * 65537, LimitExceeded),
+        ]
+        for key, value, error in wrong:
+            with pytest.raises(error, match="of an annotation"):
+                pair.store.annotate({b"good": b"v", key: value})  # type: ignore[dict-item]
+        assert [key for key, _ in pair.store.annotations()] == [b"k" * 1024]
+
+    def test_annotations_survive_the_store(self, pair: Pair, tmp_path: Path) -> None:
+        if not self.durable:
+            return
+        pair.annotate({b"a": b"1"})
+        pair.store.close()
+        pair.store = self.open_store(tmp_path / "store")
+        pair.model.check(pair.store)
+
     # ----------------------------------------------------------------------------------------- compact, sync, reopen
 
     def test_compact_changes_nothing_visible(self, pair: Pair) -> None:
@@ -361,6 +453,10 @@ class DeltaStoreLaws:
             lambda: pair.store.write([run]),
             pair.store.sync,
             pair.store.erasures,
+            lambda: pair.store.hash_at("a", 1),
+            lambda: pair.store.annotate({b"a": b"b"}),
+            lambda: pair.store.annotation(b"a"),
+            pair.store.annotations,
             lambda: pair.store.truncate({"a": 1}),
             lambda: pair.store.erase("a", 1, "because", 7),
             pair.store.compact,

@@ -33,6 +33,7 @@ TIMES = st.sampled_from([1, 1, 1, 30])
 PAYLOAD_BYTES = st.sampled_from([0, 5, 300, 30_000])
 PAGES = st.integers(-1, 12) | st.sampled_from([128, 10_000])
 EDGE = st.integers(-2, 2)
+ANNOTATED = st.binary(min_size=1, max_size=2) | st.sampled_from([b"a", b"a\xff", b"\xff", b"\xff\xff"])
 
 
 @attrs.define
@@ -144,6 +145,15 @@ class StoreMachine(RuleBasedStateMachine):
         self.store.merge_blocks()  # type: ignore[attr-defined]
         assert self.store.merge_blocks() == 0, "the second time there is nothing to merge"  # type: ignore[attr-defined]
 
+    @rule(changes=st.dictionaries(ANNOTATED, st.none() | st.binary(max_size=5), max_size=3))
+    def annotate(self, changes: dict[bytes, bytes | None]) -> None:
+        self.store.annotate(changes)
+        self.model.annotate(changes)
+
+    @rule(prefix=st.just(b"") | ANNOTATED, after=st.just(b"") | ANNOTATED, limit=st.none() | st.integers(0, 3))
+    def annotations(self, prefix: bytes, after: bytes, limit: int | None) -> None:
+        assert list(self.store.annotations(prefix, after, limit)) == self.model.annotations(prefix, after)[:limit]
+
     @rule()
     def sync(self) -> None:
         self.store.sync()
@@ -252,6 +262,13 @@ class StoreMachine(RuleBasedStateMachine):
         self.model.check_newest(self.store.newest(count), count)
 
     @rule(data=st.data())
+    def hash_at(self, data: st.DataObject) -> None:
+        source = data.draw(st.sampled_from(list(self.model.sources)))
+        held = self.model.sources[source]
+        seq = data.draw(st.integers(max(1, held.floor), len(held.written)))
+        assert self.store.hash_at(source, seq) == held.hashes[seq - 1]
+
+    @rule(data=st.data())
     def seqs_at(self, data: st.DataObject) -> None:
         timestamp = self.bound(data)
         assert self.store.seqs_at(timestamp) == self.model.seqs_at(timestamp)
@@ -266,6 +283,7 @@ class StoreMachine(RuleBasedStateMachine):
     def holds(self) -> None:
         assert self.store.heads() == self.model.heads()
         assert list(self.store.erasures()) == self.model.erasures()
+        assert list(self.store.annotations()) == self.model.annotations()
         self.model.check_sizes(self.store)
 
 

@@ -61,6 +61,7 @@ class StoreModel:
     def __init__(self) -> None:
         self.sources: dict[str, SourceModel] = {}
         self.notes: dict[Dot, Erasure] = {}
+        self.annotated: dict[bytes, bytes] = {}
         self.originals: dict[Dot, Delta] = {}
         """What erased deltas were."""
 
@@ -70,7 +71,7 @@ class StoreModel:
         other.sources = {
             s: SourceModel([*held.written], [*held.hashes], held.floor) for s, held in self.sources.items()
         }
-        other.notes, other.originals = dict(self.notes), dict(self.originals)
+        other.notes, other.originals, other.annotated = dict(self.notes), dict(self.originals), dict(self.annotated)
         return other
 
     # ---- changes
@@ -103,6 +104,9 @@ class StoreModel:
             self.originals[delta.dot] = delta
             held.written[seq - 1] = erase(delta, chain.payload_hash(delta))
             self.notes[delta.dot] = Erasure(source, seq, reason, timestamp)
+
+    def annotate(self, changes: Mapping[bytes, bytes | None]) -> None:
+        self.annotated = {k: v for k, v in {**self.annotated, **changes}.items() if v is not None}
 
     # ---- questions
 
@@ -143,6 +147,9 @@ class StoreModel:
     def erasures(self) -> list[Erasure]:
         return sorted(self.notes.values(), key=lambda note: (note.source, note.seq))
 
+    def annotations(self, prefix: bytes = b"", after: bytes = b"") -> list[tuple[bytes, bytes]]:
+        return sorted((k, v) for k, v in self.annotated.items() if k.startswith(prefix) and k > after)
+
     # ---- the store beside it
 
     def check(self, store: DeltaStore, *sizes: int) -> None:
@@ -156,6 +163,7 @@ class StoreModel:
         for source, held in self.sources.items():
             assert drained(store.by_source(source, held.floor, END), *sizes) == held.stored
         assert list(store.erasures()) == self.erasures()
+        assert list(store.annotations()) == self.annotations()
         self.check_sizes(store)
 
     def check_sizes(self, store: DeltaStore) -> None:
