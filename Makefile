@@ -4,7 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
-EXTRAS := api,cli,pycrdt,test,dev,fuzz
+EXTRAS := api,cli,pycrdt,sync,libp2p,test,dev,fuzz
 PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3.13 python3.14 python3)
 SOURCES := $(wildcard deltalog audit sync tests benchmarks)
 
@@ -35,7 +35,8 @@ $(STAMP): pyproject.toml
 	echo "$(VENV): installing deltalog[$(EXTRAS)] with $$python"; \
 	"$$python" -m venv $(VENV) && \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]' && \
-	touch $@
+	rm -rf $(VENV)/lib/python3.*/site-packages/trio-stubs && \
+	touch $@  # libp2p brings stubs of an old trio, which would hide the types that trio has itself
 
 demo: $(STAMP)  ## the story the README tells, in under 30 seconds
 	@$(BIN)/python -m deltalog.app demo

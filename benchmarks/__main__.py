@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import bench_append, bench_audit, bench_disk, bench_locks, bench_query, report
+from benchmarks import bench_append, bench_audit, bench_disk, bench_locks, bench_query, bench_sync, report
 
 _BENCHES = {
     "append": bench_append.run,
@@ -14,6 +14,7 @@ _BENCHES = {
     "disk": bench_disk.run,
     "audit": bench_audit.run,
     "locks": bench_locks.run,
+    "sync": bench_sync.run,
 }
 
 

@@ -33,6 +33,8 @@ LONG_FILES: dict[str, str] = {
     "deltalog/rocks_scan.py": "four ways to read that share the merge by time",
     "deltalog/rocks_store.py": "one batch for record, index and head, whatever changes them",
     "deltalog/startup.py": "one opening, step by step, in the order its docstring numbers",
+    "sync/mesh.py": "what concerns more than one peer, in short methods; how one session goes stands in peer.py",
+    "sync/messages.py": "one table: each message, its check and its bytes",
     "tests/audit/test_lock_table.py": "the table against a naive model, step by step",
     "tests/audit/test_locks.py": "every operation, and every way it can end",
     "tests/audit/test_recorder.py": "one test per policy and per failure",

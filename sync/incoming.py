@@ -1,0 +1,117 @@
+"""What comes from one peer: batches, verified, taken into the log, synced, acknowledged; in the order they came.
+
+A run that is refused bars its source: no more of it is asked of this peer. What was forged counts as a strike, and
+`STRIKES_MAX` of them end the session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Final
+
+import trio
+
+from deltalog.log import DeltaLog
+from deltalog.receiver import Receipt
+from sync.errors import HeadRefused, ProtocolError
+from sync.ledger import Gap, Ledger
+from sync.messages import Message, Unwant
+from sync.session import Batch, Run, Session, Witness
+from sync.trust import SignedHead
+from sync.wire import Traffic
+
+STRIKES_MAX: Final = 3
+"""Forged runs or heads after which a peer is cut off."""
+_place = attrgetter("timestamp", "source")
+
+
+class Incoming:
+    """Takes in what one peer sends."""
+
+    def __init__(
+        self,
+        log: DeltaLog,
+        ledger: Ledger,
+        session: Session,
+        put: Callable[[Message], None],
+        traffic: Traffic,
+        took: Callable[[Receipt], None],
+        refused: Callable[[HeadRefused], None],
+    ) -> None:
+        """`took` and `refused` are told what became of batches and of refused heads."""
+        self._log = log
+        self._ledger = ledger
+        self._session = session
+        self._put = put
+        self._traffic = traffic
+        self._took = took
+        self._refused = refused
+        self._strikes = 0
+        self.barred: set[str] = set()
+        """Sources of which something was refused: no more of them is asked for, in this session."""
+        self._dropped: set[str] = set()
+        """Sources of which something was not taken in, in this session: a gap behind it is not the peer's fault."""
+        batches = trio.open_memory_channel[Batch](1 << 30)  # as many as the session allows to be undecided
+        self._batches_in, self._batches = batches
+
+    def add(self, batch: Batch) -> None:
+        """One more to decide on."""
+        self._batches_in.send_nowait(batch)
+
+    async def run(self) -> None:
+        """Decide on batches until cancelled."""
+        async for batch in self._batches:
+            await self._take(batch)
+
+    async def _take(self, batch: Batch) -> None:
+        """Verify, take in what holds, wait until it is synced, say so."""
+        log, ledger = self._log, self._ledger
+        self._traffic.deltas_in += batch.count
+        good = [pair for run in batch.runs if (pair := await self._verified(run)) is not None]
+        deltas = sorted((delta for run, _ in good for delta in run.deltas), key=_place)
+        own = any(run.source == log.source for run, _ in good)
+        try:
+            await ledger.keep(good)
+            receipt = await log.receive(deltas, own=own)
+        except BaseException:
+            for run, _ in good:
+                ledger.forget_tail(run.source)
+            raise
+        await log.flush()
+        self._traffic.deltas_known += len(receipt.known)
+        for refusal in receipt.refused:
+            self._drop(refusal.delta.source)
+        self._put(self._session.decided(batch, tuple((run.source, ledger.seq(run.source)) for run in batch.runs)))
+        self._took(receipt)
+
+    async def _verified(self, run: Run) -> tuple[Run, SignedHead] | None:
+        try:
+            return run, await self._ledger.verify(run)
+        except Gap:
+            if run.source not in self._dropped:
+                raise ProtocolError(f"deltas of {run.source!r} from {run.after + 1}, which leaves a gap") from None
+        except HeadRefused as error:
+            self._drop(run.source)
+            self._strike(error)
+        return None
+
+    async def take_witness(self, witness: Witness) -> None:
+        """The peer shows a signed head that ends no run."""
+        try:
+            await self._ledger.take_witness(witness.head)
+        except HeadRefused as error:
+            self._strike(error)
+
+    def _drop(self, source: str) -> None:
+        self._dropped.add(source)
+        self._ledger.forget_tail(source)
+
+    def _strike(self, error: HeadRefused) -> None:
+        """Take no more of this source from this peer; end the session if it does not stop forging."""
+        self.barred.add(error.source)
+        self._put(Unwant((error.source,)))
+        self._strikes += error.blamed
+        self._refused(error)
+        if self._strikes >= STRIKES_MAX:
+            raise error
