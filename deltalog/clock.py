@@ -98,6 +98,10 @@ class Clock:
         if ahead_ms > self.drift_ms:
             raise ClockDrift(ahead_ms, self.drift_ms)
 
+    def latest(self) -> int:
+        """The greatest timestamp that `check` lets pass now."""
+        return min((self.wall_ns() // _NS_PER_MS + self.drift_ms << COUNTER_BITS) | COUNTER_MAX, TIMESTAMP_MAX)
+
     def observe(self, timestamp: int) -> None:
         """Take in a timestamp from elsewhere: every later tick is greater. Raises as `check`, then nothing changed."""
         self.check(timestamp)

@@ -53,6 +53,10 @@ class Inbox:
         """The waiting delta with this dot."""
         return self._held.get(dot)
 
+    def awaited(self, source: str) -> bool:
+        """Whether a delta waits for something of this source."""
+        return source in self._waiting
+
     def hold(self, delta: Delta, need: Dot) -> bool:
         """Keep `delta` until `need` has come; False if there is no room. One that waits already stays as it is."""
         if delta.dot in self._held:

@@ -6,7 +6,7 @@ A run that is refused bars its source: no more of it is asked of this peer. What
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Final
 
@@ -23,6 +23,8 @@ from sync.wire import Traffic
 
 STRIKES_MAX: Final = 3
 """Forged runs or heads after which a peer is cut off."""
+GATHER_DELTAS: Final = 4096
+"""Batches that wait are taken in together up to about so many deltas."""
 _place = attrgetter("timestamp", "source")
 
 
@@ -60,15 +62,26 @@ class Incoming:
         self._batches_in.send_nowait(batch)
 
     async def run(self) -> None:
-        """Decide on batches until cancelled."""
+        """Decide on batches until cancelled; on all that have come meanwhile together, so that they share an fsync."""
         async for batch in self._batches:
-            await self._take(batch)
+            batches = [batch]
+            while sum(each.count for each in batches) < GATHER_DELTAS:
+                try:
+                    batches.append(self._batches.receive_nowait())
+                except trio.WouldBlock:
+                    break
+            runs = _joined(batches)
+            if runs is not None:
+                await self._take(batches, runs)
+            else:
+                for each in batches:
+                    await self._take([each], each.runs)
 
-    async def _take(self, batch: Batch) -> None:
-        """Verify, take in what holds, wait until it is synced, say so."""
+    async def _take(self, batches: Sequence[Batch], runs: Sequence[Run]) -> None:
+        """Verify, take in what holds, wait until it is synced, say so. `runs`: those of the batches, one a source."""
         log, ledger = self._log, self._ledger
-        self._traffic.deltas_in += batch.count
-        good = [pair for run in batch.runs if (pair := await self._verified(run)) is not None]
+        self._traffic.deltas_in += sum(batch.count for batch in batches)
+        good = [pair for run in runs if (pair := await self._verified(run)) is not None]
         deltas = sorted((delta for run, _ in good for delta in run.deltas), key=_place)
         own = any(run.source == log.source for run, _ in good)
         try:
@@ -82,7 +95,8 @@ class Incoming:
         self._traffic.deltas_known += len(receipt.known)
         for refusal in receipt.refused:
             self._drop(refusal.delta.source)
-        self._put(self._session.decided(batch, tuple((run.source, ledger.seq(run.source)) for run in batch.runs)))
+        for batch in batches:
+            self._put(self._session.decided(batch, tuple((run.source, ledger.seq(run.source)) for run in batch.runs)))
         self._took(receipt)
 
     async def _verified(self, run: Run) -> tuple[Run, SignedHead] | None:
@@ -115,3 +129,17 @@ class Incoming:
         self._refused(error)
         if self._strikes >= STRIKES_MAX:
             raise error
+
+
+def _joined(batches: Sequence[Batch]) -> Sequence[Run] | None:
+    """The runs of batches, those of one source as one: the last head vouches for all. None: they do not follow."""
+    joined: dict[str, Run] = {}
+    for run in (run for batch in batches for run in batch.runs):
+        before = joined.get(run.source)
+        if before is None:
+            joined[run.source] = run
+        elif before.head.seq == run.after:
+            joined[run.source] = Run(run.source, [*before.deltas, *run.deltas], run.head)
+        else:
+            return None
+    return list(joined.values())

@@ -244,6 +244,17 @@ def test_the_drift_bound_is_exact_and_a_refusal_leaves_the_clock_unchanged(drift
     assert clock.last == too_far - 1
 
 
+@given(st.integers(0, MS_MAX), st.integers(0, DAY_MS))
+@example(MS_MAX, DAY_MS)
+def test_the_latest_timestamp_is_the_last_that_passes(ms: int, drift_ms: int) -> None:
+    clock = Clock(wall_ns=Wall(ms * NS_PER_MS), drift_ms=drift_ms)
+    latest = clock.latest()
+    clock.check(latest)
+    if latest < TIMESTAMP_MAX:
+        with pytest.raises(ClockDrift):
+            clock.check(latest + 1)
+
+
 def test_the_drift_is_measured_from_the_wall_not_from_what_the_clock_has_reached() -> None:
     wall = Wall()
     clock = Clock(wall_ns=wall)
