@@ -6,6 +6,7 @@ trail always says where it stands.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import attrs
@@ -27,8 +28,8 @@ class AuditRetention:
     def __attrs_post_init__(self) -> None:
         for name in ("age_s", "size_bytes"):
             value = getattr(self, name)
-            if value is not None and not (type(value) in (int, float) and value >= 0):
-                raise UsageError(f"retention.{name} must be a number >= 0 or None, not {value!r}")
+            if value is not None and not (type(value) in (int, float) and 0 <= value < math.inf):
+                raise UsageError(f"retention.{name} must be a number >= 0 or None, not {value!r}"[:200])
 
     def oldest_kept(self, now_ns: int) -> int:
         """Timestamp before which events may go, 0 if age does not count."""

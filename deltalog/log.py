@@ -281,8 +281,9 @@ class DeltaLog:
         """Append a delta and return it: it is in the ring, visible here, and on its way to the store.
 
         payload: any msgpack value. fence: the token of a lease on `key`; refused below the highest that `guard` has
-        seen for it. Raises `UsageError` or `LimitExceeded` naming the field, `StaleToken`, `RingFull` when nothing can
-        be evicted, `LogReadOnly`, `LogClosed`; the log is then as before.
+        seen for it, and seen from then on, also if the append then fails. Raises `UsageError` or `LimitExceeded`
+        naming the field, `StaleToken`, `RingFull` when nothing can be evicted, `LogReadOnly`, `LogClosed`; the log is
+        then as before.
         """
         if self._closed or self._barred or self._writer.failure is not None:
             self._refuse_append()
@@ -309,7 +310,7 @@ class DeltaLog:
         return delta
 
     def _check_fence(self, key: str, token: int) -> None:
-        if key == "":
+        if not text_bytes("key", key, self.options.limits.key_bytes):
             raise UsageError("fence needs a key: the target that the lease is on")
         self.guard.check(key, token)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,7 +39,9 @@ def test_age_is_told_in_timestamps() -> None:
     assert AuditRetention(size_bytes=1).oldest_kept(5_000_000_000) == 0
 
 
-@pytest.mark.parametrize("fields", [{"age_s": -1}, {"size_bytes": "1"}, {"age_s": True}])
+@pytest.mark.parametrize(
+    "fields", [{"age_s": -1}, {"size_bytes": "1"}, {"age_s": True}, {"age_s": math.inf}, {"age_s": math.nan}]
+)
 def test_a_limit_that_is_none_is_refused(fields: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="retention"):
         AuditRetention(**fields)  # type: ignore[arg-type]

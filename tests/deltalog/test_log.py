@@ -379,9 +379,10 @@ async def test_i12_tokens_of_an_earlier_start_are_stale_for_every_key() -> None:
         assert log.append_nowait("now", key="never seen", fence=1001).seq == 1
 
 
-@pytest.mark.parametrize(("key", "fence", "named"), [("", 1, "key"), ("a", 0, "token"), ("a", "7", "token")])
+@pytest.mark.parametrize(("key", "fence", "named"), [("", 1, "key"), ("k" * 1025, 1, "key"), ("a", 0, "token")])
 async def test_a_fence_that_is_none_is_refused(key: str, fence: Any, named: str) -> None:
     async with Rig().running() as log:
         with pytest.raises(UsageError, match=named):
             log.append_nowait("x", key=key, fence=fence)
         assert log.heads == {}
+        assert len(log.guard) == 0
