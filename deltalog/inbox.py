@@ -6,7 +6,7 @@ the next thing. The file decides nothing about what is valid; it knows no ring, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from heapq import heappop, heappush
 
 import attrs
@@ -25,12 +25,15 @@ class InboxStatistics:
     bytes_max: int
 
 
-def lacking(delta: Delta, heads: Mapping[str, int]) -> Dot | None:
-    """The first thing that `delta` must wait for: its predecessor, else a dependency; None if it may be applied."""
+def lacking(delta: Delta, heads: Mapping[str, int], excused: Container[str] = ()) -> Dot | None:
+    """The first thing that `delta` must wait for: its predecessor, else a dependency; None if it may be applied.
+
+    Dependencies on `excused` sources are not waited for.
+    """
     if heads.get(delta.source, 0) < delta.seq - 1:
         return Dot(delta.source, delta.seq - 1)
     for source, seq in delta.deps.items():
-        if heads.get(source, 0) < seq:
+        if heads.get(source, 0) < seq and source not in excused:
             return Dot(source, seq)
     return None
 

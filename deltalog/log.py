@@ -437,6 +437,15 @@ class DeltaLog:
         self._refuse()
         return await self._receiver.receive(deltas, own=own)
 
+    async def excuse(self, source: str) -> Receipt:
+        """Wait for no delta of a source any more: it was forked, say. What depends on it becomes visible without it.
+
+        Says what did. Forgotten when the log is closed. Raises as `receive`.
+        """
+        await trio.lowlevel.checkpoint()
+        self._refuse()
+        return await self._receiver.excuse(source)
+
     def _own_came_back(self, seq: int) -> None:
         """An own delta was received: the next one to append comes behind it, and none with its dot."""
         self._mark[0] = self._seq = seq

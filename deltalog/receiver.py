@@ -14,7 +14,7 @@ import attrs
 from deltalog import chain
 from deltalog.clock import Clock
 from deltalog.codec import CHAINED_FROM, HEADER
-from deltalog.delta import Delta, Limits, check_source
+from deltalog.delta import SEQ_MAX, Delta, Limits, check_source
 from deltalog.errors import ClockDrift, LimitExceeded, UsageError
 from deltalog.inbox import Inbox, lacking
 from deltalog.keys import Head
@@ -30,7 +30,7 @@ TURN: Final = 512
 class Frontier:
     """What is visible here, and what this node's next delta will depend on."""
 
-    __slots__ = ("fresh", "heads", "retired", "returned", "source", "times")
+    __slots__ = ("excused", "fresh", "heads", "retired", "returned", "source", "times")
 
     def __init__(self, source: str, heads: Mapping[str, Head]) -> None:
         """`source`: this node's own. `heads`: what the store holds."""
@@ -44,6 +44,8 @@ class Frontier:
         own = heads.get(source, Head())
         self.returned = own.seq, own.timestamp
         """Seq and timestamp of this node's newest delta when the log was opened, or that has come back since."""
+        self.excused: set[str] = set()
+        """Sources that nothing waits for: they are forked, say, and will not come."""
         self.retired = ""
         """Why nothing comes behind this node's newest delta any more, "" if something may."""
 
@@ -138,6 +140,16 @@ class Receiver:
         await self._compare(receipt)
         return Receipt(receipt.applied, receipt.known, receipt.waiting, receipt.refused)
 
+    async def excuse(self, source: str) -> Receipt:
+        """Let nothing wait for a source any more; decide on what did."""
+        self._frontier.excused.add(source)
+        receipt = _Decisions(own=False)
+        stack = [(freed, False) for freed in reversed(self._inbox.advance(source, SEQ_MAX))]
+        while stack:
+            await self._decide(stack, receipt)
+        await self._compare(receipt)
+        return Receipt(receipt.applied, receipt.known, receipt.waiting, receipt.refused)
+
     def _goes_on(self, delta: Delta, latest: int) -> bool:
         """Apply a delta of which one glance shows that it may be applied: most are such. False: look closer.
 
@@ -157,7 +169,9 @@ class Receiver:
             return False
         newest = self._clock.last
         for cause, seq in delta.deps.items():
-            if heads.get(cause, 0) < seq or times.get(cause, newest) >= timestamp:
+            if (heads.get(cause, 0) < seq and cause not in self._frontier.excused) or times.get(
+                cause, newest
+            ) >= timestamp:
                 return False
         return self._apply(delta)
 
@@ -169,7 +183,7 @@ class Receiver:
             receipt.refused.append(Refusal(delta, objection))
         elif delta.seq <= self._frontier.heads.get(delta.source, 0):
             receipt.held.append(delta)
-        elif (need := lacking(delta, self._frontier.heads)) is not None:
+        elif (need := lacking(delta, self._frontier.heads, self._frontier.excused)) is not None:
             self._hold(delta, need, receipt, given)
         elif not self._ring.has_room(len(delta.record)):
             await self._writer.wait_room(len(delta.record))

@@ -68,3 +68,10 @@ class HeadRefused(SyncError):
         self.source = source
         self.reason = reason
         self.blamed = forged  # type: ignore[misc]  # an instance says what its class cannot know
+
+
+class Diverged(HeadRefused):
+    """Raised when deltas do not lead to the head behind them, which their source did sign: a fork, or altered.
+
+    `forged` says that they were altered. If not, what is held here and what the source signed are two histories.
+    """

@@ -71,7 +71,7 @@ class HeadsIndex:
     """source -> (seq, chain hash), with digests over ranges of sources.
 
     A key is place (8) | name, so that keys ascend as ranges do. Costs about 230 bytes a source (with names of 20
-    bytes); a `put` a few microseconds; a digest hashes again only what changed. Sources are never taken out.
+    bytes); a `put` a few microseconds; a digest hashes again only what changed.
     """
 
     __slots__ = ("_root", "_values")
@@ -96,6 +96,28 @@ class HeadsIndex:
             return False
         self._values[key] = value
         self._touch(key, 1 if known is None else 0)
+        return True
+
+    def drop(self, source: str) -> bool:
+        """Forget a source; return whether it was there. Digests are then as if it had never come."""
+        key = key_of(source)
+        if self._values.pop(key, None) is None:
+            return False
+        path, node = [], self._root
+        while True:
+            node.digest = None
+            node.count -= 1
+            path.append(node)
+            if node.parts is None:
+                break
+            part = node.parts[_digit(key, len(path) - 1)]
+            assert part is not None, "it is there"
+            node = part
+        node.keys.remove(key)
+        for depth, each in enumerate(path):
+            if each.parts is not None and each.count <= LEAF_MAX:
+                each.keys, each.parts = list(_ascending(each, depth, b"")), None
+                break
         return True
 
     def get(self, source: str) -> Entry | None:

@@ -23,7 +23,7 @@ from deltalog import chain
 from deltalog.delta import Delta
 from deltalog.errors import BelowFloor
 from deltalog.log import DeltaLog
-from sync.errors import HeadRefused
+from sync.errors import Diverged, HeadRefused
 from sync.heads import Entry, HeadsIndex
 from sync.messages import Head
 from sync.session import Run
@@ -32,6 +32,7 @@ from sync.trust import Evidence, SignedHead, Signer, Trust, decode_head, encode_
 BOUNDARY_DELTAS: Final = 256
 """Deltas between two boundaries that are kept, at least; they are sparser only where a source signs more rarely."""
 BOUNDARY_BYTES: Final = 256 << 10
+SHOWN_MAX: Final = 256
 LATEST_MAX: Final = 16_384
 """Signed heads kept in memory."""
 _HEAD_PREFIX: Final = b"sync/head/"
@@ -64,6 +65,8 @@ class Ledger:
         self._latest: dict[str, SignedHead] = {}
         self._kept: dict[str, list[tuple[int, int]]] = {}
         """source -> the latest boundaries: seq, and bytes of records since the one before it."""
+        self._shown: dict[str, SignedHead] = {}
+        """Heads that peers showed, of sources that nobody owns here."""
         self.total = 0
         """Sum of the synced heads."""
         self._ends: dict[str, tuple[int, bytes]] = {}
@@ -79,6 +82,8 @@ class Ledger:
     def note_synced(self, heads: Mapping[str, int]) -> None:
         """The log synced these."""
         for source, seq in heads.items():
+            if self.closed(source):
+                continue
             digest = self.log.synced_hash(source)
             assert digest is not None, "what is synced has a hash"
             self.total += seq - self.seq(source)
@@ -93,7 +98,6 @@ class Ledger:
 
     async def load(self) -> None:
         """Learn what the log holds and what was noted in it."""
-        self.note_synced(self.log.synced)
         if self.signer is not None:
             await self._own(self.log.source, self.signer.key)
         for key, value in await self.log.annotations(_OWNER_PREFIX):
@@ -101,7 +105,10 @@ class Ledger:
             self._owned.add(source)
             self.trust.bind(source, value)
         for _, value in await self.log.annotations(_FORK_PREFIX):
-            self.trust.quarantine(Evidence.decode(value))
+            evidence = Evidence.decode(value)
+            self.trust.quarantine(evidence)
+            await self.log.excuse(evidence.source)
+        self.note_synced(self.log.synced)
 
     async def _own(self, source: str, key: bytes) -> None:
         """This node's own source belongs to its key, before anybody else can claim it."""
@@ -119,6 +126,10 @@ class Ledger:
         """Something of it was not taken in: what was verified must come again."""
         self._tails.pop(source, None)
 
+    def forget_tails(self) -> None:
+        """Taking something in was cut off: who knows what still waits."""
+        self._tails.clear()
+
     async def verify(self, run: Run) -> SignedHead:
         """Check that a run continues what is here and ends in a head that its source signed; return that.
 
@@ -130,12 +141,11 @@ class Ledger:
         start = await self._hash_before(run.source, run.after)
         if start is None:
             raise Gap
-        reached = chain.extend(start, [delta.record for delta in run.deltas])[-1]
-        if reached != head.hash:
-            raise HeadRefused(
-                run.source, f"the chain of {run.after + 1}..{head.seq} does not lead to the head it ends in"
-            )
         self.trust.check(head)
+        if chain.extend(start, [delta.record for delta in run.deltas])[-1] != head.hash:
+            altered = not run.after or await self._hash_before(run.source, head.seq) == head.hash
+            text = f"the chain of {run.after + 1}..{head.seq} does not lead to the head it ends in"
+            raise Diverged(run.source, text, forged=altered)
         return self.trust.relayed(head)
 
     async def _hash_before(self, source: str, after: int) -> bytes | None:
@@ -283,13 +293,41 @@ class Ledger:
         Raises `HeadRefused` if it is not signed as it must be.
         """
         theirs = _signed(shown)
+        source = theirs.source
+        if self.closed(source):
+            return None
+        before = self._shown.pop(source, None)
+        if self.trust.owner(source) is None and (before is None or Evidence.of(before, theirs) is None):
+            self._remember_shown(theirs)
+            return None
         self.trust.check(theirs)
-        mine = await self.boundary(theirs.source, theirs.seq)
-        evidence = self.trust.compare(mine, theirs) if mine is not None else None
+        mine = await self.boundary(source, theirs.seq)
+        found = (self.trust.compare(head, theirs) for head in (mine, before) if head is not None)
+        evidence = next((each for each in found if each is not None), None)
         if evidence is not None:
-            self.trust.quarantine(evidence)
-            await self.log.annotate({_FORK_PREFIX + theirs.source.encode(): evidence.encode()})
+            await self._quarantine(evidence)
         return evidence
+
+    def _remember_shown(self, head: SignedHead) -> None:
+        """One head of a source that nobody owns here shows nothing, and makes nobody its owner; a second one may."""
+        self._shown[head.source] = head
+        if len(self._shown) > SHOWN_MAX:
+            del self._shown[next(iter(self._shown))]
+
+    async def _quarantine(self, evidence: Evidence) -> None:
+        """Keep the evidence; nobody is told any more what is held of the source."""
+        source = evidence.source
+        self.trust.quarantine(evidence)
+        self.total -= self.seq(source)
+        self.index.drop(source)
+        self.forget_tail(source)
+        await self.log.excuse(source)
+        await self.log.annotate({_FORK_PREFIX + source.encode(): evidence.encode()})
+
+    def evidence(self, source: str) -> list[Head]:
+        """The two heads that a source was quarantined for, to be shown to a peer; none if it was not."""
+        found = self.trust.quarantined.get(source)
+        return [] if found is None else [_sent(found.first), _sent(found.second)]
 
 
 def _signed(head: Head) -> SignedHead:

@@ -14,6 +14,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import islice
 from typing import Final
 
 import trio
@@ -22,7 +23,7 @@ from deltalog.causality import Conflict, ConflictFinder
 from deltalog.errors import BelowFloor, DeltaLogError, LogReadOnly, UsageError
 from deltalog.log import DeltaLog, open_nursery
 from deltalog.receiver import Receipt
-from sync.errors import Duplicate, HeadRefused, LinkFailed, LinkRefused, PeerBusy, SyncError
+from sync.errors import Diverged, Duplicate, HeadRefused, LinkFailed, LinkRefused, PeerBusy, SyncError
 from sync.feeders import Feeders, best
 from sync.heads import Entry
 from sync.ledger import Ledger
@@ -37,6 +38,8 @@ TICK_S: Final = 1.0
 """How often is looked for sources that nobody feeds."""
 CONFLICT_KEYS_MAX: Final = 65_536
 """Keys that the search for conflicts remembers; then it starts anew."""
+EVIDENCE_MAX: Final = 16
+"""Quarantined sources that a peer is told of when it comes; of others when it names them."""
 _SETTLED_S: Final = 10.0
 """A session that lasted so long was a good one: the next pause is a short one again."""
 
@@ -147,6 +150,9 @@ class Mesh:
 
     def met(self, peer: Peer) -> None:
         """A peer said who it is (see `Host`). Raises `Duplicate`, `PeerBusy`."""
+        hello = peer.session.hello
+        assert hello is not None, "it has said who it is"
+        self._check_name(peer.name, hello.key)
         other = self.peers.get(peer.name)
         if other is not None and other is not peer:
             # of two links between two nodes that one stays which the lower name made; of one node's two the newer
@@ -159,17 +165,24 @@ class Mesh:
         elif len(self.peers) >= self.options.sessions:
             raise PeerBusy(self.options.backoff_max_s)
         self.peers[peer.name] = peer
-        hello = peer.session.hello
-        assert hello is not None, "it has said who it is"
-        self._known[peer.name] = Known(trio.current_time(), peer.link.name, hello.source, peer.traffic)
         now = trio.current_time()
+        self._known[peer.name] = Known(now, peer.link.name, hello.source, peer.traffic, key=hello.key)
         self.log.stability.join(peer.name, now, self.options.lease_s)
         self.log.stability.reset(peer.name, now)
         self._nursery.start_soon(self._note_peers)
 
+    def _check_name(self, name: str, key: bytes) -> None:
+        """A name stays with the key that came with it: nobody takes a peer's place, or acknowledges for it."""
+        known = self._known.get(name)
+        if known is not None and known.key and known.key != key:
+            shown = key.hex()[:16] or "none"
+            raise LinkRefused(f"{name!r} came with key {known.key.hex()[:16]} before, and now with {shown}: forget it")
+
     async def opened(self, peer: Peer, welcome: Welcome) -> None:
         """Both said what they hold (see `Host`)."""
         await self._check_own(peer, welcome)
+        for source in islice(self.trust.quarantined, EVIDENCE_MAX):
+            peer.show_evidence(source)
         hello = peer.session.hello
         assert hello is not None, "it has said who it is"
         if not self.ledger.closed(hello.source) and hello.source != self.log.source:
@@ -192,7 +205,8 @@ class Mesh:
             return
         try:
             if await log.hash_at(source, welcome.seq) != welcome.hash:
-                await self._forked(peer, f"another history up to {welcome.seq}")
+                self._problem(peer, f"source {source!r}: another history up to {welcome.seq}")
+                peer.ask([(source, welcome.seq - 1)])  # a word is no proof; what this node signed is, if it comes
         except BelowFloor:
             return
 
@@ -200,10 +214,21 @@ class Mesh:
         """A peer holds otherwise what this node holds (see `Host`)."""
         for entry in entries:
             mine = self.ledger.index.get(entry.source)
-            if mine is not None and mine.seq == entry.seq and mine.hash != entry.hash:
+            if self.ledger.closed(entry.source):
+                peer.show_evidence(entry.source)
+            elif mine is not None and mine.seq == entry.seq and mine.hash != entry.hash:
                 self._problem(peer, f"source {entry.source!r}: another history up to {entry.seq}")
                 self._nursery.start_soon(self._show, peer, entry)
         self.claimed(peer, [(entry.source, entry.seq) for entry in entries])
+
+    def quarantined(self, peer: Peer, source: str) -> None:
+        """A source was forked: tell everybody (see `Host`)."""
+        self._problem(peer, f"source {source!r} was forked: it is quarantined")
+        self._feeders.drop(source, self._feeders.get(source) or "")
+        for each in self.peers.values():
+            if each.opened:
+                each.show_evidence(source)
+        self._tell()
 
     async def _show(self, peer: Peer, entry: Entry) -> None:
         try:
@@ -224,6 +249,8 @@ class Mesh:
     def claimed(self, peer: Peer, items: Sequence[tuple[str, int]]) -> None:
         """A peer says so: ask for what is not here, unless another feeds it (see `Host`)."""
         self.acknowledged(peer, items)
+        if self.peers.get(peer.name) is not peer:
+            return  # another link has taken its place
         wants = []
         for source, seq in items:
             reached = self.ledger.reached(source)
@@ -264,7 +291,7 @@ class Mesh:
     def refused(self, peer: Peer, error: HeadRefused) -> None:
         """A run was refused (see `Host`)."""
         self._problem(peer, str(error))
-        if error.source == self.log.source and error.source not in self.trust.quarantined:
+        if error.source == self.log.source and isinstance(error, Diverged) and not error.blamed:
             self._nursery.start_soon(self._forked, peer, error.reason)
         self._orphan(peer, error.source)
 

@@ -456,6 +456,8 @@ def _decode_deltas(body: bytes) -> Deltas:
     _text("deltas.source", source, least=1)
     _integer("deltas.seq", seq, 1, SEQ_MAX)
     _integer("deltas.count", count, 1, _COUNT_MAX)
+    if count > 1 and len(body) >= FRAME_BYTES:
+        raise ProtocolError(f"frame of {1 + len(body):,} bytes for {count:,} deltas; the limit is {FRAME_BYTES:,}")
     return Deltas(source, seq, count, body[end + _RUN.size :])
 
 

@@ -26,6 +26,8 @@ BATCH_BYTES: Final = 512 << 10
 """Bytes of records after which a batch ends."""
 PAGE: Final = 2048
 """Deltas read at a time."""
+TURN_PAGES: Final = 8
+"""Pages sent before is looked at what moved meanwhile."""
 TOTAL_FROM: Final = 1000
 """Deltas on their way from which on their number is told first."""
 
@@ -62,7 +64,7 @@ class Outgoing:
         # the batch in the making
         self._frames: list[bytes] = []
         self._heads: dict[str, int] = {}
-        self._size = 0
+        self._size = self._count = 0
 
     def look(self, sources: Sequence[str]) -> None:
         """These moved here, or are wanted now."""
@@ -115,13 +117,16 @@ class Outgoing:
         after = {source: wanted[source] for source in until}
         try:
             stream = self._log.since(after, until)
-            due = sum(until.values()) - sum(after.values())
+            due, pages = sum(until.values()) - sum(after.values()), 0
             while page := await stream.page(PAGE):
                 if due >= TOTAL_FROM:
                     average = sum(len(delta.record) for delta in page) / len(page)
                     self._out.put(Total(due, int(due * average)))
                     due = 0
                 await self._send_page(page)
+                pages += 1
+                if pages >= TURN_PAGES and self._moved:
+                    return  # what moved meanwhile has waited long enough
         except BelowFloor as error:
             self._refuse_below(error)
 
@@ -162,8 +167,9 @@ class Outgoing:
         self._heads[source] = head.seq
         self._session.wanted[source] = head.seq
         self._size += sum(map(len, records))
+        self._count += len(records)
         self._traffic.deltas_out += len(deltas)
-        if self._size >= BATCH_BYTES:
+        if self._size >= BATCH_BYTES or self._count >= PAGE:
             await self._commit()
 
     async def _commit(self) -> None:
@@ -174,8 +180,8 @@ class Outgoing:
             self._room = trio.Event()
             await self._room.wait()
         frames, size = self._frames, self._size
-        frames.append(encode(self._session.sending(self._heads, size)))
-        self._frames, self._heads, self._size = [], {}, 0
+        frames.append(encode(self._session.sending(self._heads, size, self._count)))
+        self._frames, self._heads, self._size, self._count = [], {}, 0, 0
         await self._out.push(frames)
         if self._rate_bytes:
             await trio.sleep(size / self._rate_bytes)

@@ -94,6 +94,9 @@ class Host(Protocol):
     def alive(self, peer: Peer, message: Alive) -> None:
         """A heartbeat came."""
 
+    def quarantined(self, peer: Peer, source: str) -> None:
+        """What the peer showed proves that a source was forked."""
+
     def took(self, peer: Peer, receipt: Receipt) -> None:
         """A batch was taken in."""
 
@@ -164,7 +167,7 @@ class Peer:
                     nursery.start_soon(self.incoming.run)
                     await self._read()
         except SyncError as error:
-            await self._say_goodbye(_farewell(error))
+            await self._say_goodbye(_farewell(error), why=isinstance(error, ProtocolError | SessionRefused))
             raise
         except DeltaLogError as error:
             await self._say_goodbye(Goodbye("unable", _short(str(error))))
@@ -202,9 +205,9 @@ class Peer:
         index = self.host.ledger.index
         return len(index), self.host.ledger.total, index.digest()
 
-    async def _say_goodbye(self, goodbye: Goodbye | Busy) -> None:
-        """Best effort: the link may be gone, or in the middle of a frame."""
-        if self.session.state is not State.ENDED:
+    async def _say_goodbye(self, goodbye: Goodbye | Busy, *, why: bool = False) -> None:
+        """Best effort: the link may be gone, or in the middle of a frame. `why`: the peer does not know yet."""
+        if why or self.session.state is not State.ENDED:
             await self.wire.say_last(goodbye)
 
     # ---------------------------------------------------------------------------------------------------------- reading
@@ -246,7 +249,9 @@ class Peer:
                 self.host.alive(self, event)
             case Witness():
                 await self._throttle()
-                await self.incoming.take_witness(event)
+                forked = await self.incoming.take_witness(event)
+                if forked:
+                    self.host.quarantined(self, forked)
             case _:
                 pass  # TOTAL is in the session; an UNWANT has been noted there
 
@@ -306,6 +311,11 @@ class Peer:
     def comparing(self) -> bool:
         """Whether a heads exchange is under way."""
         return self._comparison is not None
+
+    def show_evidence(self, source: str) -> None:
+        """Show why a source is quarantined here."""
+        for head in self.host.ledger.evidence(source):
+            self.put(head)
 
     async def show(self, entry: Entry) -> None:
         """The peer holds another chain of a source than this node: show what is signed here."""

@@ -49,10 +49,16 @@ from sync.messages import (
 
 WINDOW_BYTES: Final = 1 << 20
 """Bytes of records on their way to a peer that it has not decided on. One batch may always be."""
+WINDOW_DELTAS: Final = 8192
+"""Deltas likewise: what the smallest cost is not their bytes."""
 PARKED_BYTES: Final = 4 << 20
 """Bytes of records of a peer that wait here for their batch to be whole or decided; but for a single larger record."""
+PARKED_DELTAS: Final = 16_384
+"""Deltas likewise; each costs up to 1.3 kB of memory, if it is a run and a batch of its own."""
 CLAIMS_MAX: Final = 1 << 18
 """Sources that a peer may name."""
+CLAIMS_BYTES: Final = 8 << 20
+"""UTF-8 bytes of their names."""
 
 
 class State(enum.Enum):
@@ -120,6 +126,7 @@ class _Sent:
 
     number: int
     size_bytes: int
+    count: int
     heads: Mapping[str, int]
 
 
@@ -146,9 +153,11 @@ class Session:
         """source -> highest seq that the peer says it has synced."""
         self.announced: Total = Total(0, 0)
         self._run: list[Delta] = []
-        self._runs: list[Run] = []
+        self._runs: dict[str, Run] = {}
         self._batch_bytes = 0
         self._parked = 0
+        self._parked_deltas = 0
+        self._claims_bytes = 0
         self._batches = 0
         self._undecided: deque[Batch] = deque()
 
@@ -218,9 +227,14 @@ class Session:
     def claim(self, items: Items) -> None:
         """The peer says that it has so much synced. It never takes a claim back within a session."""
         for source, seq in items:
-            if seq > self.claims.get(source, 0):
-                if len(self.claims) >= CLAIMS_MAX and source not in self.claims:
-                    raise ProtocolError(f"heads of more than {CLAIMS_MAX:,} sources")
+            known = self.claims.get(source, 0)
+            if not known:
+                self._claims_bytes += len(source.encode())
+                if len(self.claims) >= CLAIMS_MAX or self._claims_bytes > CLAIMS_BYTES:
+                    raise ProtocolError(
+                        f"heads of more than {CLAIMS_MAX:,} sources, or {CLAIMS_BYTES:,} bytes of names"
+                    )
+            if seq > known:
                 self.claims[source] = seq
 
     def _note_wants(self, items: Items) -> None:
@@ -256,7 +270,12 @@ class Session:
         size = len(message.records)
         if self._parked + size > PARKED_BYTES and (self._parked or message.count > 1):
             raise ProtocolError(f"{self._parked + size:,} bytes are not decided; the limit is {PARKED_BYTES:,}")
+        if self._parked_deltas + message.count > PARKED_DELTAS:
+            raise ProtocolError(
+                f"{self._parked_deltas + message.count:,} deltas are not decided; the limit is {PARKED_DELTAS:,}"
+            )
         self._parked += size
+        self._parked_deltas += message.count
         self._batch_bytes += size
         deltas = message.decode(self._limits)
         if before is not None and deltas[0].timestamp <= before.timestamp:
@@ -269,9 +288,9 @@ class Session:
         last = self._run[-1]
         if (head.source, head.seq) != (last.source, last.seq):
             raise ProtocolError(f"head {head.source!r}:{head.seq} behind a run that ends in {last.source!r}:{last.seq}")
-        if any(run.source == head.source for run in self._runs):
+        if head.source in self._runs:
             raise ProtocolError(f"two runs of {head.source!r} in one batch")
-        self._runs.append(Run(head.source, self._run, head))
+        self._runs[head.source] = Run(head.source, self._run, head)
         self._run = []
         return None
 
@@ -281,8 +300,8 @@ class Session:
         self._batches += 1
         if commit.number != self._batches:
             raise ProtocolError(f"batch {commit.number} where {self._batches} was due")
-        batch = Batch(commit.number, self._runs, self._batch_bytes)
-        self._runs, self._batch_bytes = [], 0
+        batch = Batch(commit.number, list(self._runs.values()), self._batch_bytes)
+        self._runs, self._batch_bytes = {}, 0
         self._undecided.append(batch)
         return batch
 
@@ -291,6 +310,7 @@ class Session:
         first = self._undecided.popleft()
         assert first is batch, "batches are decided in order"
         self._parked -= batch.size_bytes
+        self._parked_deltas -= batch.count
         return Ack(batch.number, synced)
 
     # ---- batches towards the peer
@@ -298,17 +318,18 @@ class Session:
     @property
     def room(self) -> bool:
         """Whether one more batch may be sent."""
-        return sum(sent.size_bytes for sent in self._sent) < WINDOW_BYTES
+        sent = self._sent
+        return sum(b.size_bytes for b in sent) < WINDOW_BYTES and sum(b.count for b in sent) < WINDOW_DELTAS
 
     @property
     def in_flight(self) -> int:
         """Batches on their way."""
         return len(self._sent)
 
-    def sending(self, heads: Mapping[str, int], size_bytes: int) -> Commit:
-        """Note a batch whose runs end in `heads`; return the message that ends it."""
+    def sending(self, heads: Mapping[str, int], size_bytes: int, count: int) -> Commit:
+        """Note a batch of `count` deltas whose runs end in `heads`; return the message that ends it."""
         self._numbers += 1
-        self._sent.append(_Sent(self._numbers, size_bytes, heads))
+        self._sent.append(_Sent(self._numbers, size_bytes, count, heads))
         return Commit(self._numbers)
 
     def _acknowledged(self, ack: Ack) -> None:

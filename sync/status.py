@@ -43,3 +43,5 @@ class Known:
     source: str = ""
     traffic: Traffic = attrs.field(factory=Traffic)
     problem: str = ""
+    key: bytes = b""
+    """What its name came with."""

@@ -21,6 +21,8 @@ from sync.options import SyncOptions
 from sync.transport import Link
 
 READ_BYTES: Final = 64 << 10
+FRAMES: Final = 32
+"""Frames read in one turn of the event loop."""
 WRITE_BYTES: Final = 64 << 10
 """Bytes written at a time: what is due in time must be little."""
 OUTBOX_LOW: Final = 256 << 10
@@ -53,6 +55,8 @@ class Wire:
         self._options = options
         self._most_deltas = max(FRAME_BYTES, 512 + record_bytes_max(limits))
         self._buffer = bytearray()
+        self._frames = 0
+        """Frames since others could run."""
         self._outbox: deque[bytes] = deque()
         self._waiting_bytes = 0
         self._to_write = trio.Event()
@@ -71,6 +75,10 @@ class Wire:
             await self._more()
         size, number = frame_size(bytes(self._buffer[:PREFIX_BYTES]), most, most_deltas)
         end = PREFIX_BYTES + size
+        self._frames += 1
+        if self._frames >= FRAMES:
+            self._frames = 0
+            await trio.lowlevel.checkpoint()
         if len(self._buffer) < end:
             with Deadline(self._options.frame_s * max(1, size / FRAME_BYTES), "sent the rest of a frame"):
                 while len(self._buffer) < end:

@@ -133,6 +133,9 @@ def test_the_first_delta_of_a_source_waits_for_nothing() -> None:
     assert lacking(delta_of(Dot("a", 2)), {}) == Dot("a", 1)
     assert lacking(delta_of(Dot("a", 2), b=3), {"a": 1, "b": 2}) == Dot("b", 3)
     assert lacking(delta_of(Dot("a", 2), b=3), {"a": 1, "b": 3}) is None
+    assert lacking(delta_of(Dot("a", 2), b=3, c=1), {"a": 1}, {"b"}) == Dot("c", 1)
+    assert lacking(delta_of(Dot("a", 2), b=3), {"a": 1}, {"b"}) is None
+    assert lacking(delta_of(Dot("a", 2)), {}, {"a"}) == Dot("a", 1), "a predecessor is always waited for"
 
 
 def test_one_that_waits_already_stays_as_it_is_even_when_there_is_no_room() -> None:

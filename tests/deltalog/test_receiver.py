@@ -406,3 +406,14 @@ async def test_i10_a_log_that_turns_read_only_in_the_middle_raises_and_keeps_wha
         assert len(receipt.applied) + len(receipt.known) == 100
         assert receipt.refused == []
     assert stored(rig.store.survivor())["bob"] == many
+
+
+async def test_what_waits_for_an_excused_source_goes_on_without_it() -> None:
+    async with Rig().running() as log:
+        deltas = [remote("bob", 1, 10, {"mallory": 3}), remote("bob", 2, 20), remote("carol", 1, 15, {"mallory": 9})]
+        assert len((await log.receive(deltas)).waiting) == 3
+        assert sorted((await log.excuse("mallory")).applied) == [("bob", 1), ("bob", 2), ("carol", 1)]
+        later = remote("carol", 2, 30, {"mallory": 12, "bob": 2})
+        assert (await log.receive([later])).applied == [later.dot]
+        assert (await log.receive([remote("carol", 3, 40, {"mallory": 1, "dave": 1})])).waiting == [("carol", 3)]
+        assert log.heads == {"bob": 2, "carol": 2}

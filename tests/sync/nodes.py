@@ -59,7 +59,7 @@ class World:
     """A network, and what is shared by those on it."""
 
     network: Network = attrs.field(factory=lambda: Network(random.Random(1), Weather()))
-    names: Sequence[str] = ("alice", "bob", "carol", "dave")
+    names: Sequence[str] = ("alice", "bob", "carol", "dave", "erin")
     signed: bool = True
     problems: list[str] = attrs.field(factory=list)
 

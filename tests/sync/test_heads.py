@@ -65,6 +65,23 @@ def test_the_digest_does_not_depend_on_the_order_of_puts(model: Model, random: A
     assert other.digest() == index_of(model).digest()
 
 
+@given(models(), st.data())
+def test_what_is_dropped_leaves_no_trace(model: Model, data: st.DataObject) -> None:
+    index = index_of(model)
+    index.digest()
+    gone = data.draw(st.sets(st.sampled_from(sorted(model)))) if model else set()
+    for source in gone:
+        assert index.drop(source)
+        assert not index.drop(source)
+    left = {source: value for source, value in model.items() if source not in gone}
+    assert index.digest() == index_of(left).digest()
+    assert {entry.source for entry in index.entries()} == left.keys()
+    assert len(index) == index.count(b"") == len(left)
+    for source in gone:
+        index.put(source, *model[source])
+    assert index.digest() == index_of(model).digest()
+
+
 def naive_digest(entries: dict[bytes, tuple[int, bytes]], depth: int = 0) -> bytes:
     """The digest as the file's docstring defines it, without a tree. `entries`: by key, all in one range."""
     if not entries:

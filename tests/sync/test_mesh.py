@@ -366,10 +366,18 @@ async def test_a_fork_is_found_and_its_source_quarantined(autojump_clock: MockCl
         await until(lambda: "carol" in alice.mesh.trust.quarantined and "carol" in bob.mesh.trust.quarantined)
         alice.append(1)
         bob.append(1)
-        await until(lambda: alice.log.heads == bob.log.heads)
+        async with world.node("erin", "bob") as erin:  # who has nothing of it
+            await until(lambda: alice.log.heads == bob.log.heads and "alice" in erin.log.heads)
+            await alice.mesh.equal("bob")
+            await bob.mesh.equal("erin")
+            assert "carol" not in erin.log.heads
+        async with world.node("dave", "alice", rig=dave.rig) as dave:  # who has one of its histories
+            await until(lambda: "carol" in dave.mesh.trust.quarantined)
+            await alice.mesh.equal("dave")
     async with world.node("alice", rig=alice.rig) as alice:
         evidence = alice.mesh.trust.quarantined["carol"]
-        assert {evidence.first.hash, evidence.second.hash} and evidence.first.seq == 3
+        assert evidence.first.seq == evidence.second.seq == 3
+        assert evidence.first.hash != evidence.second.hash
 
 
 async def test_different_clusters_do_not_talk(autojump_clock: MockClock) -> None:

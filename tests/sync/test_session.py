@@ -233,9 +233,9 @@ def test_a_head_outside_a_run_is_shown_and_nothing_else() -> None:
 
 def test_batches_on_their_way_fill_the_window_until_acknowledged() -> None:
     session = opened()
-    assert session.sending({"alice": 3}, WINDOW_BYTES - 1) == Commit(1)
+    assert session.sending({"alice": 3}, WINDOW_BYTES - 1, 3) == Commit(1)
     assert session.room
-    session.sending({"alice": 4}, 1)
+    session.sending({"alice": 4}, 1, 1)
     assert (session.room, session.in_flight) == (False, 2)
     session.receive(Ack(1, (("alice", 3),)))
     assert (session.room, session.claims) == (True, {"alice": 3})
@@ -244,8 +244,8 @@ def test_batches_on_their_way_fill_the_window_until_acknowledged() -> None:
 
 def test_acknowledgements_come_in_order() -> None:
     session = opened()
-    session.sending({"alice": 3}, 1)
-    session.sending({"alice": 4}, 1)
+    session.sending({"alice": 3}, 1, 3)
+    session.sending({"alice": 4}, 1, 1)
     wrong(session, "ACK of batch 2, which is not due", Ack(2, ()))
 
 

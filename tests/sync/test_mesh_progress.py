@@ -1,0 +1,121 @@
+"""What peers tell each other on the way: totals, acknowledgements, rates, kinds and features nobody here knows."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+import trio
+import trio.lowlevel
+from trio.testing import MockClock
+
+from deltalog.codec import build
+from deltalog.delta import Delta
+from deltalog.errors import StoreFull
+from sync.mesh import Mesh
+from sync.messages import Hello, Total
+from sync.options import SyncOptions
+from tests.deltalog.memory_log import NOON_MS, Rig
+from tests.sync.nodes import World, converged, until
+
+
+async def test_totals_are_announced_before_much_comes(autojump_clock: MockClock) -> None:
+    world = World()
+    async with world.node("alice") as alice:
+        for _ in range(50):
+            alice.append(100)
+            await trio.lowlevel.checkpoint()
+        async with world.node("bob", "alice") as bob:
+            world.network.slow("alice", "bob", 100_000)
+            await until(lambda: "alice" in bob.mesh.peers)
+            session = bob.mesh.peers["alice"].session
+            await until(lambda: session.announced != Total(0, 0))
+            assert session.announced.deltas == 5000
+            assert bob.log.heads.get("alice", 0) < 5000
+            await converged(alice, bob)
+            records = sum(len(delta.record) for delta in await bob.all())
+            assert 0.9 < session.announced.size_bytes / records < 1.1
+
+
+async def test_nothing_is_acknowledged_before_it_is_synced_there(autojump_clock: MockClock) -> None:
+    world, rig = World(), Rig()
+    async with world.node("alice") as alice, world.node("bob", "alice", rig=rig) as bob:
+        alice.append(5)
+        await converged(alice, bob)
+        await until(lambda: alice.log.held_by(1) == {"alice": 5})
+        rig.offload.before["persist"], rig.offload.began["persist"] = trio.Event(), trio.Event()
+        alice.append(5)
+        await until(lambda: bob.log.heads == {"alice": 10})
+        await trio.sleep(5)
+        assert (dict(alice.log.held_by(1)), dict(bob.log.synced)) == ({"alice": 5}, {"alice": 5})
+        rig.offload.before["persist"].set()
+        await until(lambda: alice.log.held_by(1) == {"alice": 10})
+
+
+async def test_a_rate_holds_back_one_peer_and_not_the_other(autojump_clock: MockClock) -> None:
+    world = World()
+    async with world.node("alice", options=SyncOptions(rate_bytes=10_000)) as alice, world.node("bob", "alice") as bob:
+        await until(lambda: "bob" in alice.mesh.peers)
+        started = trio.current_time()
+        alice.log.append_nowait(b"x" * 100_000)
+        alice.log.append_nowait(b"x" * 100_000)
+        alice.log.append_nowait("last")
+        await converged(alice, bob)
+        alice.append(1)
+        await converged(alice, bob)
+        assert trio.current_time() - started >= 20
+
+
+async def test_many_sources_are_compared_by_digests(autojump_clock: MockClock) -> None:
+    world = World(signed=False)
+    deltas = [build(f"s{number}", 1, NOON_MS << 16, number) for number in range(2000)]
+    async with world.node("alice") as alice, world.node("bob") as bob:
+        await alice.log.receive(deltas)
+        await bob.log.receive(deltas[:-1])
+        bob.append(1)
+        await alice.log.flush()
+        await bob.log.flush()
+        async with world.node("carol", "alice", "bob") as carol:
+            await converged(alice, bob, carol)
+            links = {name: peer.traffic for name, peer in carol.mesh.peers.items()}
+            assert sum(each.deltas_in for each in links.values()) == 2001
+    async with world.node("alice", rig=alice.rig) as alice, world.node("bob", "alice", rig=bob.rig) as bob:
+        await converged(alice, bob)
+        bob.append(1)
+        await converged(alice, bob)
+        assert bob.mesh.peers["alice"].traffic.bytes_in < 5_000
+
+
+async def test_kinds_and_features_that_nobody_knows_are_kept_and_passed_on(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    greeting = Mesh.greeting
+
+    def newer(mesh: Mesh) -> Hello:
+        hello = greeting(mesh)
+        return attrs.evolve(hello, features=("from the future",)) if hello.node == "alice" else hello
+
+    monkeypatch.setattr(Mesh, "greeting", newer)
+    world = World()
+    async with (
+        world.node("alice") as alice,
+        world.node("bob", "alice") as bob,
+        world.node("carol", "bob") as carol,
+    ):
+        sent: Delta = alice.log.append_nowait({"new": [1, None]}, kind="a kind of version 9", key="k")
+        await converged(alice, bob, carol)
+        assert await carol.all() == [sent]
+
+
+async def test_a_log_that_takes_nothing_ends_the_session_and_goes_on_when_it_can(autojump_clock: MockClock) -> None:
+    world, rig = World(), Rig()
+    async with world.node("alice") as alice, world.node("bob", "alice", rig=rig) as bob:
+        alice.append(5)
+        await converged(alice, bob)
+        rig.disk.room = False
+        rig.disk.faults.fail("persist", StoreFull)
+        alice.append(5)
+        await until(lambda: any("read-only" in text for text in world.problems))
+        await trio.sleep(20)
+        rig.disk.room = True
+        await converged(alice, bob)
+        assert len(await bob.all()) == 10
