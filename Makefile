@@ -13,6 +13,7 @@ POWERCUT_ROUNDS ?= 2000
 FUZZ_TARGETS ?= codec
 FUZZ_S ?= 60
 PYTEST_ARGS ?=
+JOBS ?= 2
 
 .PHONY: help install demo test coverage lint types floors docs check bench crash powercut fuzz nightly format clean
 
@@ -41,9 +42,10 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)  ## the story the README tells, in under 30 seconds
 	@$(BIN)/python -m deltalog.app demo
 	@$(BIN)/python -m deltalog.app demo audit
+	@$(BIN)/python -m deltalog.app demo sync
 
 test: $(STAMP)  ## all tests but the nightly programmes
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 coverage: $(STAMP)  ## the same tests, with the branches they miss
 	@$(BIN)/python -m coverage run -m pytest $(PYTEST_ARGS)
