@@ -113,28 +113,25 @@ class Receiver:
         self._on_own = on_own
         self._check = check
         self._turn = turn
+        self._cut_off: list[Delta] = []
+        """Deltas that had been waiting, and were to be decided on when a call was cut off."""
         self._front_bytes = HEADER.size + min(limits.kind_bytes, limits.key_bytes, limits.deps_entries)
         """What stands before a payload and is no longer breaks no limit."""
 
     async def receive(self, deltas: Iterable[Delta], *, own: bool = False) -> Receipt:
         """Decide on each delta, and on those that waited for it. `own`: take this node's own, too."""
         receipt = _Decisions(own)
-        decided, latest = 0, self._clock.latest()
+        await self._settle([], receipt)
+        quick, latest = 0, self._clock.latest()
         for delta in deltas:
             if not isinstance(delta, Delta):
                 raise UsageError(f"receive takes deltas, not {type(delta).__name__}")
-            if self._goes_on(delta, latest):
-                receipt.applied.append(delta.dot)
-                stack = []
-                decided += 1
-            else:
-                stack = [(delta, True)]
-            while stack:
-                await self._decide(stack, receipt)
-                decided += 1
-                if not decided % TURN:
-                    await self._turn()
-            if not decided % TURN:
+            if not self._goes_on(delta, latest):
+                await self._settle([(delta, True)], receipt)
+                continue
+            receipt.applied.append(delta.dot)
+            quick += 1
+            if not quick % TURN:
                 await self._turn()
                 latest = self._clock.latest()
         await self._compare(receipt)
@@ -144,11 +141,23 @@ class Receiver:
         """Let nothing wait for a source any more; decide on what did."""
         self._frontier.excused.add(source)
         receipt = _Decisions(own=False)
-        stack = [(freed, False) for freed in reversed(self._inbox.advance(source, SEQ_MAX))]
-        while stack:
-            await self._decide(stack, receipt)
+        await self._settle([(freed, False) for freed in reversed(self._inbox.advance(source, SEQ_MAX))], receipt)
         await self._compare(receipt)
         return Receipt(receipt.applied, receipt.known, receipt.waiting, receipt.refused)
+
+    async def _settle(self, stack: list[tuple[Delta, bool]], receipt: _Decisions) -> None:
+        """Decide on all of a stack. If that is cut off, what had been waiting is decided on by the next call."""
+        stack += [(delta, False) for delta in reversed(self._cut_off)]
+        self._cut_off = []
+        try:
+            while stack:
+                await self._decide(stack, receipt)
+                receipt.decided += 1
+                if not receipt.decided % TURN:
+                    await self._turn()
+        except BaseException:
+            self._cut_off += [delta for delta, given in reversed(stack) if not given]
+            raise
 
     def _goes_on(self, delta: Delta, latest: int) -> bool:
         """Apply a delta of which one glance shows that it may be applied: most are such. False: look closer.
@@ -176,8 +185,18 @@ class Receiver:
         return self._apply(delta)
 
     async def _decide(self, stack: list[tuple[Delta, bool]], receipt: _Decisions) -> None:
-        """Decide on the delta on top of the stack (given now, or waiting till now); what it sets free goes on top."""
+        """Decide on the delta on top of the stack (given now, or waiting till now); what it sets free goes on top.
+
+        If that is cut off, the stack is as it was.
+        """
         delta, given = stack.pop()
+        try:
+            await self._decide_on(delta, given, stack, receipt)
+        except BaseException:
+            stack.append((delta, given))
+            raise
+
+    async def _decide_on(self, delta: Delta, given: bool, stack: list[tuple[Delta, bool]], receipt: _Decisions) -> None:
         objection = self._objection(delta, own=receipt.own or not given)
         if objection:
             receipt.refused.append(Refusal(delta, objection))
@@ -297,6 +316,7 @@ class _Decisions:
     known: list[Dot] = attrs.field(factory=list)
     waiting: list[Dot] = attrs.field(factory=list)
     refused: list[Refusal] = attrs.field(factory=list)
+    decided: int = 0
     held: list[Delta] = attrs.field(factory=list)
     """Dots that are held already, still to be compared."""
 

@@ -417,3 +417,19 @@ async def test_what_waits_for_an_excused_source_goes_on_without_it() -> None:
         assert (await log.receive([later])).applied == [later.dot]
         assert (await log.receive([remote("carol", 3, 40, {"mallory": 1, "dave": 1})])).waiting == [("carol", 3)]
         assert log.heads == {"bob": 2, "carol": 2}
+
+
+async def test_what_a_call_that_is_cut_off_had_set_free_is_decided_on_by_the_next() -> None:
+    """Two deltas wait; what sets them free has room in the ring, they have not, and the wait for it is cancelled."""
+    rig = Rig()
+    async with rig.running(ring_deltas=2) as log:
+        waiting = [remote("bob", 2, 20), remote("bob", 3, 30), remote("carol", 1, 40, {"bob": 2})]
+        assert len((await log.receive(waiting)).waiting) == 3
+        rig.offload.before["persist"], rig.offload.began["persist"] = trio.Event(), trio.Event()
+        with trio.move_on_after(1) as cut:
+            await log.receive([remote("bob", 1, 10)])
+        assert cut.cancelled_caught
+        assert log.heads == {"bob": 2}
+        rig.offload.before["persist"].set()
+        assert sorted((await log.receive([])).applied) == [("bob", 3), ("carol", 1)]
+        assert log.heads == {"bob": 3, "carol": 1}
