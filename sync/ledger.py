@@ -33,6 +33,8 @@ BOUNDARY_DELTAS: Final = 256
 """Deltas between two boundaries that are kept, at least; they are sparser only where a source signs more rarely."""
 BOUNDARY_BYTES: Final = 256 << 10
 SHOWN_MAX: Final = 256
+PRUNE_KEYS: Final = 1000
+"""Boundaries looked at in one read."""
 LATEST_MAX: Final = 16_384
 """Signed heads kept in memory."""
 _HEAD_PREFIX: Final = b"sync/head/"
@@ -272,6 +274,17 @@ class Ledger:
         self._ends[source] = (last, digest)
         return digest
 
+    async def prune(self) -> int:
+        """Forget the boundaries of what retention dropped here; return how many went."""
+        floors, after, gone = self.log.floor, b"", 0
+        while floors and (page := await self.log.annotations(_HEAD_PREFIX, after=after, limit=PRUNE_KEYS)):
+            after = page[-1][0]
+            changes = dict.fromkeys(key for key, _ in page if _is_dropped(key, floors))
+            if changes:
+                await self.log.annotate(changes)
+                gone += len(changes)
+        return gone
+
     # ----------------------------------------------------------------------------------------------------------- forks
 
     async def witness_for(self, entry: Entry) -> Head | None:
@@ -328,6 +341,12 @@ class Ledger:
         """The two heads that a source was quarantined for, to be shown to a peer; none if it was not."""
         found = self.trust.quarantined.get(source)
         return [] if found is None else [_sent(found.first), _sent(found.second)]
+
+
+def _is_dropped(key: bytes, floors: Mapping[str, int]) -> bool:
+    start = len(_HEAD_PREFIX) + 1
+    name, seq = key[start : -_SEQ.size], _SEQ.unpack(key[-_SEQ.size :])[0]
+    return bool(seq <= floors.get(name.decode(), 0))
 
 
 def _signed(head: Head) -> SignedHead:

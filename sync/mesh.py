@@ -36,6 +36,8 @@ from sync.trust import Signer, Trust
 
 TICK_S: Final = 1.0
 """How often is looked for sources that nobody feeds."""
+TIDY_S: Final = 600.0
+"""How often leases are written down and old boundaries removed."""
 CONFLICT_KEYS_MAX: Final = 65_536
 """Keys that the search for conflicts remembers; then it starts anew."""
 EVIDENCE_MAX: Final = 16
@@ -412,6 +414,16 @@ class Mesh:
                     self._orphans[source] = None
                     self._adopt(name)
 
+    async def keep_tidy(self) -> None:
+        """Write down who is known, forget boundaries of what was dropped; at intervals, for ever."""
+        while True:
+            await trio.sleep(TIDY_S)
+            await self._note_peers()
+            try:
+                await self.ledger.prune()
+            except DeltaLogError as error:
+                self._on_problem(f"old signed heads were not removed: {error}")
+
     async def keep_dialing(self, dialer: Dialer, address: str) -> None:
         """Hold a link to an address, for ever: dial, talk, pause, dial again; not while another link is there."""
         failures = 0
@@ -500,6 +512,7 @@ async def open_mesh(
         async with open_nursery() as nursery:
             mesh._nursery = nursery
             nursery.start_soon(mesh.tick)
+            nursery.start_soon(mesh.keep_tidy)
             if on_conflict is not None:
                 nursery.start_soon(mesh.watch_conflicts, on_conflict)
             for listener in listeners:

@@ -239,7 +239,7 @@ class Peer:
                 self.host.claimed(self, event.items)
             case Want():
                 await self._throttle()
-                self.outgoing.look([source for source, _ in event.items])
+                self.outgoing.look(self._wanted_of(event))
             case Compare():
                 await self._throttle()
                 self._take_comparison(event)
@@ -254,6 +254,14 @@ class Peer:
                     self.host.quarantined(self, forked)
             case _:
                 pass  # TOTAL is in the session; an UNWANT has been noted there
+
+    def _wanted_of(self, want: Want) -> list[str]:
+        """The sources wanted; not those that are not here, which would be told as soon as they are."""
+        host, wanted = self.host, [source for source, _ in want.items]
+        for source in wanted:
+            if not host.ledger.seq(source) and source != host.log.source:
+                self.session.wanted.pop(source, None)
+        return [source for source in wanted if source in self.session.wanted]
 
     async def _throttle(self) -> None:
         """Make a peer wait that asks for much: others want answers, too."""

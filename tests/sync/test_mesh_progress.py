@@ -119,3 +119,20 @@ async def test_a_log_that_takes_nothing_ends_the_session_and_goes_on_when_it_can
         rig.disk.room = True
         await converged(alice, bob)
         assert len(await bob.all()) == 10
+
+
+async def test_signed_heads_of_what_was_dropped_are_removed(autojump_clock: MockClock) -> None:
+    world = World()
+    async with world.node("alice") as alice, world.node("bob", "alice") as bob:
+        for _ in range(4):
+            alice.append(300)
+            await converged(alice, bob)
+        before = await bob.log.annotations(b"sync/head/")
+        await bob.log.truncate(until={"alice": 700}, hard=True)
+        assert await bob.mesh.ledger.prune() == 2
+        assert await bob.log.annotations(b"sync/head/") == before[2:]
+        assert await bob.mesh.ledger.prune() == 0
+        alice.append(1)
+        async with world.node("carol", "bob") as carol:
+            await until(lambda: dict(bob.log.heads) == {"alice": 1201})
+            await until(lambda: carol.mesh.statuses() and carol.mesh.statuses()[0].below_floor == {"alice": 700})
