@@ -122,18 +122,26 @@ class Receiver:
         """Decide on each delta, and on those that waited for it. `own`: take this node's own, too."""
         receipt = _Decisions(own)
         await self._settle([], receipt)
+        self._check()
         quick, latest = 0, self._clock.latest()
-        for delta in deltas:
-            if not isinstance(delta, Delta):
-                raise UsageError(f"receive takes deltas, not {type(delta).__name__}")
-            if not self._goes_on(delta, latest):
-                await self._settle([(delta, True)], receipt)
-                continue
-            receipt.applied.append(delta.dot)
-            quick += 1
-            if not quick % TURN:
-                await self._turn()
-                latest = self._clock.latest()
+        try:
+            for delta in deltas:
+                if not isinstance(delta, Delta):
+                    raise UsageError(f"receive takes deltas, not {type(delta).__name__}")
+                if self._goes_on(delta, latest):
+                    receipt.applied.append(delta.dot)
+                    quick += 1
+                    if quick % TURN:
+                        continue
+                    self._tell()
+                    await self._turn()
+                    latest = self._clock.latest()
+                else:
+                    self._tell()
+                    await self._settle([(delta, True)], receipt)
+                self._check()
+        finally:
+            self._tell()
         await self._compare(receipt)
         return Receipt(receipt.applied, receipt.known, receipt.waiting, receipt.refused)
 
@@ -163,6 +171,7 @@ class Receiver:
         """Apply a delta of which one glance shows that it may be applied: most are such. False: look closer.
 
         It is the next of a remote source, breaks no limit, nothing waits for it, its causes are here and before it.
+        Between two waits of `receive`, which checks first that anything may be applied, and says then that it was.
         """
         source, timestamp = delta.source, delta.timestamp
         heads, times = self._frontier.heads, self._frontier.times
@@ -182,7 +191,19 @@ class Receiver:
                 cause, newest
             ) >= timestamp:
                 return False
-        return self._apply(delta)
+        if not self._ring.push(source, delta.seq, delta.record):
+            return False
+        if timestamp > newest:
+            self._clock.last = timestamp
+        heads[source] = self._frontier.fresh[source] = delta.seq
+        times[source] = timestamp
+        return True
+
+    def _tell(self) -> None:
+        """Something may be visible that was not."""
+        if self._writer.idle:
+            self._writer.wake()
+        self._on_apply()
 
     async def _decide(self, stack: list[tuple[Delta, bool]], receipt: _Decisions) -> None:
         """Decide on the delta on top of the stack (given now, or waiting till now); what it sets free goes on top.
@@ -291,9 +312,7 @@ class Receiver:
         self._frontier.admit(delta)
         if delta.source == self._frontier.source:
             self._on_own(delta.seq)
-        if self._writer.idle:
-            self._writer.wake()
-        self._on_apply()
+        self._tell()
         return True
 
     async def _compare(self, receipt: _Decisions) -> None:
