@@ -237,6 +237,14 @@ class DeltaLog:
         self._writer.on_synced.append(told)
         return partial(self._writer.on_synced.remove, told)
 
+    def vouch(self, source: str, seq: int, previous: bytes, records: list[bytes], hashes: list[bytes]) -> None:
+        """Spare the log the chain of deltas that are about to be received: whoever verified them knows it.
+
+        records: encoded deltas of a source from `seq` on. hashes: the chain hash behind each; `previous`: before the
+        first. They are used if these very records come to be written behind `previous`, and believed; else forgotten.
+        """
+        self._writer.vouch(source, seq, previous, records, hashes)
+
     async def hash_at(self, source: str, seq: int) -> bytes:
         """The chain hash behind a delta that is held, or at the floor; of seq 0 the one that the source begins with.
 

@@ -35,6 +35,8 @@ BATCH_BYTES = 1 << 20
 """Bytes in one commit: RocksDB's write holds the interpreter for about 1 ms."""
 BACKPRESSURE_DELAY_S = 0.005
 ROOM_POLL_S = 0.25
+VOUCHED_MAX = 256
+"""Sources of which runs are remembered that somebody vouched for."""
 
 
 Offload = Callable[..., Awaitable[Any]]
@@ -89,6 +91,8 @@ class Writer:
         self._sync_interval_s = sync_interval_s
         # owned by the writer task
         self._tails = {source: head.hash for source, head in heads.items()}
+        self._vouched: dict[str, Run] = {}
+        """Runs whose links are known before they are written: the latest of each source."""
         self._unsynced: dict[str, int] = {}
         self._unsynced_since: float | None = None
         self._strikes = 0  # failures since the last fsync that succeeded, a full disk not counted
@@ -217,9 +221,34 @@ class Writer:
         runs = []
         for source, seq, records in pending:
             previous = self._tails.get(source) or chain.genesis(source)
-            runs.append(Run(source, seq, records, previous, chain.extend(previous, records)))
+            known = self._links(source, seq, records, previous)
+            rest = chain.extend(known[-1] if known else previous, records[len(known) :])
+            runs.append(Run(source, seq, records, previous, known + rest))
         reach("writer.drain.after")
         return runs
+
+    def vouch(self, source: str, seq: int, previous: bytes, records: Sequence[bytes], hashes: Sequence[bytes]) -> None:
+        """Whoever verified a run from `seq` on already knows its links: `hashes` behind each record, and `previous`.
+
+        They are used if these very records come to be written next behind `previous`, and forgotten if not.
+        """
+        if len(self._vouched) >= VOUCHED_MAX:
+            self._vouched.clear()
+        self._vouched[source] = Run(source, seq, records, previous, hashes)
+
+    def _links(self, source: str, seq: int, records: Sequence[bytes], previous: bytes) -> list[bytes]:
+        """The links behind the first of `records`, as far as somebody vouched for them."""
+        known = self._vouched.get(source)
+        if known is None:
+            return []
+        start = seq - known.seq
+        end = min(start + len(records), len(known.records))
+        before = known.previous if start == 0 else known.hashes[start - 1] if 0 < start < end else b""
+        if end >= len(known.records):
+            del self._vouched[source]
+        if before != previous or known.records[start:end] != records[: end - start]:
+            return []
+        return list(known.hashes[start:end])
 
     async def _commit(self, runs: list[Run], count: int, sync: bool) -> None:
         try:

@@ -144,10 +144,13 @@ class Ledger:
         if start is None:
             raise Gap
         self.trust.check(head)
-        if chain.extend(start, [delta.record for delta in run.deltas])[-1] != head.hash:
+        records = [delta.record for delta in run.deltas]
+        hashes = chain.extend(start, records)
+        if hashes[-1] != head.hash:
             altered = not run.after or await self._hash_before(run.source, head.seq) == head.hash
             text = f"the chain of {run.after + 1}..{head.seq} does not lead to the head it ends in"
             raise Diverged(run.source, text, forged=altered)
+        self.log.vouch(run.source, run.after + 1, start, records, hashes)
         return self.trust.relayed(head)
 
     async def _hash_before(self, source: str, after: int) -> bytes | None:

@@ -49,7 +49,7 @@ LEFT_OUT = {
     "holds": "it is for the log's own use",
     **dict.fromkeys(("annotate", "annotation", "annotations"), ABOVE),
     **dict.fromkeys(("synced_seq", "synced_hash", "hash_at", "on_synced"), ABOVE),
-    **dict.fromkeys(("hold", "held_by", "stability", "save_stability", "retire", "retired", "excuse"), ABOVE),
+    **dict.fromkeys(("hold", "held_by", "stability", "save_stability", "retire", "retired", "excuse", "vouch"), ABOVE),
 }
 """Public names of `DeltaLog` that the blocking one has not -> why."""
 ADDED = {"subscribe": {"timeout_s"}, "page": {"timeout_s"}}
