@@ -10,12 +10,13 @@ SOURCES := $(wildcard deltalog audit sync tests benchmarks)
 
 CRASH_ROUNDS ?= 1000
 POWERCUT_ROUNDS ?= 2000
-FUZZ_TARGETS ?= codec
+FUZZ_TARGETS ?= codec sync
 FUZZ_S ?= 60
+SIMULATION_SEEDS ?= 10000
 PYTEST_ARGS ?=
 JOBS ?= 2
 
-.PHONY: help install demo test coverage lint types floors docs check bench crash powercut fuzz nightly format clean
+.PHONY: help install demo test coverage lint types floors docs check bench crash powercut simulation fuzz nightly format clean
 
 help:  ## say what there is
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | expand -t 12
@@ -78,6 +79,9 @@ crash: $(STAMP)  ## processes killed with SIGKILL, CRASH_ROUNDS=1000
 
 powercut: $(STAMP)  ## simulated power cuts, POWERCUT_ROUNDS=2000
 	@$(BIN)/python -m pytest -m powercut --rounds $(POWERCUT_ROUNDS) $(PYTEST_ARGS)
+
+simulation: $(STAMP)  ## clusters under faults, deterministic, SIMULATION_SEEDS=10000
+	@$(BIN)/python -m tests.simulation 0 $(SIMULATION_SEEDS)
 
 fuzz: $(STAMP)  ## atheris on the decoders, FUZZ_S=60 seconds each
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || { echo "make: atheris has no wheel for this machine (it needs Linux on x86-64)" >&2; exit 1; }

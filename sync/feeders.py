@@ -5,14 +5,23 @@ feeder, and so pushes what comes later without being asked again, until it goes,
 has. The idea is that of Plumtree's eager links (Leitão, Pereira, Rodrigues: Epidemic Broadcast Trees, 2007), chosen by
 the receiver and for each source.
 
+One that claims more and does not send it is doubted for a while, longer each time: of a source that another feeds, its
+claim alone makes nobody look elsewhere. So who lies costs one stall, now and then.
+
 Pure bookkeeping: peers are names here, and what they claim stays with their session.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Final
 
 import attrs
+
+DOUBTS_MAX: Final = 16_384
+"""Sources and peers that are doubted at a time; of more the oldest is forgotten."""
+DOUBT_LOOKS_MAX: Final = 64
+"""Longest that a doubt lasts, in looks."""
 
 
 @attrs.define
@@ -20,6 +29,16 @@ class _Feed:
     peer: str
     seen: int
     """Seq that was here at the last look: one that does not move while more is claimed has stalled."""
+    looked: bool = False
+    """Whether there was one: it may come right after a feed begins."""
+
+
+@attrs.define
+class _Doubt:
+    looks: int
+    """How many it lasts."""
+    until: int
+    """The last of them."""
 
 
 class Feeders:
@@ -27,6 +46,9 @@ class Feeders:
 
     def __init__(self) -> None:
         self._feeds: dict[str, _Feed] = {}
+        self._doubts: dict[tuple[str, str], _Doubt] = {}
+        """By peer and source."""
+        self._looks = 0
 
     def __len__(self) -> int:
         return len(self._feeds)
@@ -40,7 +62,7 @@ class Feeders:
         """Make `peer` the feeder if there is none; `seq`: what is here. Says whether it is to be asked now."""
         if source in self._feeds:
             return False
-        self._feeds[source] = _Feed(peer, seq - 1)  # the first look only notes: it may come right after this
+        self._feeds[source] = _Feed(peer, seq)
         return True
 
     def drop(self, source: str, peer: str) -> bool:
@@ -55,6 +77,8 @@ class Feeders:
         orphans = [source for source, feed in self._feeds.items() if feed.peer == peer]
         for source in orphans:
             del self._feeds[source]
+        for key in [key for key in self._doubts if key[0] == peer]:
+            del self._doubts[key]
         return orphans
 
     def stalled(self, here: Callable[[str], int], claims: Mapping[str, Mapping[str, int]]) -> list[tuple[str, str]]:
@@ -63,12 +87,33 @@ class Feeders:
         `here(source)`: highest seq here. `claims`: what each connected peer says it has.
         """
         found = []
+        self._looks += 1
         for source, feed in self._feeds.items():
             seq = here(source)
-            if seq <= feed.seen and any(each.get(source, 0) > seq for each in claims.values()):
+            if seq > feed.seen:
+                self._doubts.pop((feed.peer, source), None)
+            elif feed.looked and self._more(source, seq, claims):
                 found.append((source, feed.peer))
-            feed.seen = seq
+                if claims.get(feed.peer, {}).get(source, 0) > seq:
+                    self._doubt(feed.peer, source)
+            feed.seen, feed.looked = seq, True
         return found
+
+    def _more(self, source: str, seq: int, claims: Mapping[str, Mapping[str, int]]) -> bool:
+        """Whether anybody who is not doubted claims more."""
+        return any(each.get(source, 0) > seq and not self.doubted(peer, source) for peer, each in claims.items())
+
+    def _doubt(self, peer: str, source: str) -> None:
+        before = self._doubts.pop((peer, source), None)
+        looks = 2 if before is None else min(DOUBT_LOOKS_MAX, 2 * before.looks)
+        self._doubts[peer, source] = _Doubt(looks, self._looks + looks)
+        if len(self._doubts) > DOUBTS_MAX:
+            del self._doubts[next(iter(self._doubts))]
+
+    def doubted(self, peer: str, source: str) -> bool:
+        """Whether a peer claimed more of a source of late than it sent."""
+        doubt = self._doubts.get((peer, source))
+        return doubt is not None and self._looks < doubt.until
 
 
 def best(source: str, seq: int, claims: Mapping[str, Mapping[str, int]], avoid: Iterable[str] = ()) -> str | None:

@@ -16,6 +16,7 @@ An annotation is written before the deltas that need it, so it is there whenever
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -178,7 +179,7 @@ class Ledger:
                     self._owned.add(run.source)
                     changes[_OWNER_PREFIX + run.source.encode()] = head.key
                 self._thin(run, head, changes)
-            if head.seq > self.seq(run.source):
+            if head.seq > self.seq(run.source) and run.after <= self.reached(run.source):  # else forgotten meanwhile
                 self._tails[run.source] = (head.seq, head.hash)
         if not changes:
             return
@@ -197,9 +198,11 @@ class Ledger:
         One goes only when the next is synced: of what is synced all but the end of a run can be passed on at any time.
         """
         kept = self._kept.setdefault(run.source, [])
-        if kept and head.seq <= kept[-1][0]:
+        place = bisect_left(kept, (head.seq, 0))  # before a later one, if what that one ends was not all taken in
+        if kept[place : place + 1] and kept[place][0] == head.seq:
             return
-        kept.append((head.seq, sum(len(delta.record) for delta in run.deltas)))
+        newest = place == len(kept)
+        kept.insert(place, (head.seq, sum(len(delta.record) for delta in run.deltas)))
         while len(kept) > 2 and kept[2][0] <= self.seq(run.source):
             (first, _), (middle, size), (last, more) = kept[:3]
             if last - first <= BOUNDARY_DELTAS and size + more <= BOUNDARY_BYTES:
@@ -208,6 +211,8 @@ class Ledger:
             else:
                 del kept[0]
         changes[_head_key(run.source, head.seq)] = encode_head(head)
+        if not newest:
+            return
         self._latest.pop(run.source, None)
         self._latest[run.source] = head
         if len(self._latest) > LATEST_MAX:

@@ -78,6 +78,7 @@ class Mesh:
         self._below: dict[str, dict[str, int]] = {}
         self._orphans: dict[str, None] = {}
         """Sources to find a feeder for at the next tick."""
+        self._noting = trio.Lock()
         self._changed = trio.Event()
         self._nursery: trio.Nursery
 
@@ -174,7 +175,12 @@ class Mesh:
         self._nursery.start_soon(self._note_peers)
 
     def _check_name(self, name: str, key: bytes) -> None:
-        """A name stays with the key that came with it: nobody takes a peer's place, or acknowledges for it."""
+        """A name stays with the key that came with it, and a key with its name: nobody takes a peer's place,
+        acknowledges for it, or comes as many.
+        """
+        for other, held in self._known.items():
+            if key and held.key == key and other != name:
+                raise LinkRefused(f"key {key.hex()[:16]} came as node {other!r} before, and now as {name!r}: forget it")
         known = self._known.get(name)
         if known is not None and known.key and known.key != key:
             shown = key.hex()[:16] or "none"
@@ -398,7 +404,7 @@ class Mesh:
         if not self._wanted(source):
             return None
         claims = {n: p.session.claims for n, p in self.peers.items() if p.opened and source not in p.incoming.barred}
-        return best(source, reached, claims, [avoid])
+        return best(source, reached, claims, [avoid, *(name for name in claims if self._feeders.doubted(name, source))])
 
     async def tick(self) -> None:
         """Look after sources that nobody feeds, or that do not move, for ever."""
@@ -461,7 +467,8 @@ class Mesh:
     async def _note_peers(self) -> None:
         """Keep in the log who is known, so that a restart does not forget whom GC must wait for."""
         try:
-            await self.log.save_stability()
+            async with self._noting:  # or an older list may be written over a newer one
+                await self.log.save_stability()
         except DeltaLogError as error:
             self._on_problem(f"the list of peers was not written: {error}")
 

@@ -244,7 +244,14 @@ Message: TypeAlias = (
 
 
 def _refuse(field: str, wanted: str, value: object) -> ProtocolError:
-    return ProtocolError(f"{field} must be {wanted}, not {repr(value)[:80]}")
+    return ProtocolError(f"{field} must be {wanted}, not {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    """What a peer sent, short enough for a line; arrays by their size only: `repr` of 1,000 nested ones fails."""
+    if isinstance(value, list):
+        return f"an array of {len(value)}"
+    return repr(value[:80] if isinstance(value, bytes | str) else value)[:80]
 
 
 def _integer(field: str, value: object, least: int, most: int) -> int:

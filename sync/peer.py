@@ -20,7 +20,7 @@ from deltalog.errors import DeltaLogError
 from deltalog.log import DeltaLog, open_nursery
 from deltalog.receiver import Receipt
 from sync import comparison
-from sync.comparison import Comparison
+from sync.comparison import Comparison, Part
 from sync.errors import (
     Duplicate,
     HeadRefused,
@@ -55,6 +55,8 @@ from sync.session import Batch, Event, Session, State, Witness
 from sync.transport import Link
 from sync.wire import Deadline, Wire
 
+PARTS: Final = 8
+"""Parts of a heads exchange decoded in one turn of the event loop: 2,048 entries at most, about 20 ms."""
 CLOSING: Final = "closing"
 DUPLICATE: Final = "duplicate"
 """Reasons to say goodbye that are no fault: a node closes; there is another link."""
@@ -242,7 +244,7 @@ class Peer:
                 self.outgoing.look(self._wanted_of(event))
             case Compare():
                 await self._throttle()
-                self._take_comparison(event)
+                await self._take_comparison(event)
             case Below():
                 self.host.below(self, event)
             case Alive():
@@ -283,12 +285,18 @@ class Peer:
         self._base = dict(self.host.log.synced)
         return Comparison(self.host.ledger.index)
 
-    def _take_comparison(self, message: Compare) -> None:
+    async def _take_comparison(self, message: Compare) -> None:
+        """Take one step of it, in several turns of the event loop: a whole one may take 100 ms."""
         if self._comparison is None:
             if self.dialed:
                 raise ProtocolError("COMPARE, and this side begins it")
             self._comparison = self._new_comparison()
-        answer, learnt, done = self._comparison.receive(comparison.decode(list(message.parts)))
+        parts: list[Part] = []
+        for start in range(0, len(message.parts), PARTS):
+            parts += comparison.decode(list(message.parts[start : start + PARTS]))
+            await trio.lowlevel.checkpoint()
+        answer, learnt, done = self._comparison.receive(parts)
+        await trio.lowlevel.checkpoint()
         if answer is not None:
             self.put(Compare(tuple(comparison.encode(answer))))
         self._learn(learnt)

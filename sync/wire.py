@@ -71,21 +71,25 @@ class Wire:
         Raises `ProtocolError` for one that is too large, before it is read, and `LinkFailed`.
         """
         most, most_deltas = (FRAME_BYTES, self._most_deltas) if opened else (HELLO_BYTES, HELLO_BYTES)
-        while len(self._buffer) < PREFIX_BYTES:
+        while not self._buffer:
             await self._more()
+        await self._fill(PREFIX_BYTES, self._options.frame_s)
         size, number = frame_size(bytes(self._buffer[:PREFIX_BYTES]), most, most_deltas)
         end = PREFIX_BYTES + size
         self._frames += 1
         if self._frames >= FRAMES:
             self._frames = 0
             await trio.lowlevel.checkpoint()
-        if len(self._buffer) < end:
-            with Deadline(self._options.frame_s * max(1, size / FRAME_BYTES), "sent the rest of a frame"):
-                while len(self._buffer) < end:
-                    await self._more()
+        await self._fill(end, self._options.frame_s * max(1, size / FRAME_BYTES))
         body = bytes(self._buffer[PREFIX_BYTES:end])
         del self._buffer[:end]
         return number, body
+
+    async def _fill(self, end: int, seconds: float) -> None:
+        if len(self._buffer) < end:
+            with Deadline(seconds, "sent the rest of a frame"):
+                while len(self._buffer) < end:
+                    await self._more()
 
     async def _more(self) -> None:
         data = await self.link.receive_some(READ_BYTES)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -25,9 +25,8 @@ BOUNDS = ("-max_len=65536", "-timeout=5", "-rss_limit_mb=512", "-print_final_sta
 """An input may take 5 seconds on a busy machine, all of the process half a gigabyte."""
 
 
-def fuzz(name: str, flags: Sequence[str]) -> None:
+def fuzz(name: str, target: Target, flags: Sequence[str]) -> None:
     """Run one target; ends the process."""
-    target = TARGETS[name]
     corpus = BUILD / name
     corpus.mkdir(parents=True, exist_ok=True)
     for seed in target.seeds:
@@ -54,19 +53,19 @@ class sealing_mutator:  # noqa: N801  # stands where a function is expected
         return self._seal(atheris.Mutate(self._unseal(data), max_size - 64))[:max_size]
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the targets asked for, each in a process of its own; 0 if none failed."""
+def main(arguments: Sequence[str], targets: Mapping[str, Target], module: str) -> int:
+    """Run the targets asked for, each in a process of its own (by `module`'s name); 0 if none failed."""
     names = [flag.removeprefix("--target=") for flag in arguments if flag.startswith("--target=")]
     flags = [flag for flag in arguments if not flag.startswith("--target=")]
-    if unknown := set(names) - TARGETS.keys():
-        print(f"no target {', '.join(sorted(unknown))}; known: {', '.join(TARGETS)}", file=sys.stderr)
+    if unknown := set(names) - targets.keys():
+        print(f"no target {', '.join(sorted(unknown))}; known: {', '.join(targets)}", file=sys.stderr)
         return 2
     if len(names) == 1:
-        fuzz(names[0], flags)
-    flags = [shared(flag, len(names or TARGETS)) for flag in flags]
-    for name in names or TARGETS:
+        fuzz(names[0], targets[names[0]], flags)
+    flags = [shared(flag, len(names or targets)) for flag in flags]
+    for name in names or targets:
         print(f"{name}: ", " ".join(flags), flush=True)
-        code = subprocess.run([sys.executable, "-m", __spec__.name, f"--target={name}", *flags], check=False).returncode
+        code = subprocess.run([sys.executable, "-m", module, f"--target={name}", *flags], check=False).returncode
         if code:
             return code
     return 0
@@ -79,4 +78,4 @@ def shared(flag: str, parts: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], TARGETS, __spec__.name))

@@ -40,6 +40,32 @@ def test_what_does_not_move_though_more_is_claimed_has_stalled() -> None:
     assert feeders.stalled(lambda _: 5, claims) == []
 
 
+def test_who_claims_more_and_does_not_send_it_is_doubted_longer_each_time() -> None:
+    feeders, claims = Feeders(), {"a": {"s": 3}, "liar": {"s": 9}}
+    lasted = []
+    for _ in range(8):
+        feeders.take("s", "liar", 3)
+        feeders.stalled(lambda _: 3, claims)
+        assert feeders.stalled(lambda _: 3, claims) == [("s", "liar")]
+        feeders.drop("s", "liar")
+        feeders.take("s", "a", 3)
+        assert feeders.doubted("liar", "s")
+        looks = 1
+        while not feeders.stalled(lambda _: 3, claims):
+            looks += 1
+        lasted.append(looks)
+        assert not feeders.doubted("liar", "s")
+        assert not feeders.doubted("a", "s"), "it has sent all that it has"
+        feeders.drop("s", "a")
+    assert lasted == [2, 4, 8, 16, 32, 64, 64, 64]
+    feeders.leave("liar")
+    feeders.take("s", "liar", 3)
+    feeders.stalled(lambda _: 3, claims)
+    assert feeders.stalled(lambda _: 3, claims) == [("s", "liar")]
+    feeders.stalled(lambda _: 4, claims)
+    assert not feeders.doubted("liar", "s"), "it delivers"
+
+
 def test_the_best_feeder_claims_most_and_is_not_the_one_to_avoid() -> None:
     claims = {"a": {"s": 9}, "b": {"s": 7}, "c": {"s": 7}}
     assert best("s", 3, claims) == "a"

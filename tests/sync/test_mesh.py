@@ -380,6 +380,22 @@ async def test_a_fork_is_found_and_its_source_quarantined(autojump_clock: MockCl
         assert evidence.first.hash != evidence.second.hash
 
 
+async def test_a_key_comes_under_one_name(autojump_clock: MockClock) -> None:
+    world = World()
+    async with world.node("alice") as alice:
+        async with world.node("bob", "alice") as bob:
+            bob.append(1)
+            await converged(alice, bob)
+        async with world.node("robert", "alice", signer=CheapKey("bob")):
+            await until(
+                lambda: any("came as node 'bob' before, and now as 'robert'" in text for text in world.problems)
+            )
+            assert alice.log.stability.peers == ("bob",)
+        alice.mesh.forget("bob")
+        async with world.node("robert", "alice", signer=CheapKey("bob")) as robert:
+            await converged(alice, robert)
+
+
 async def test_different_clusters_do_not_talk(autojump_clock: MockClock) -> None:
     world = World()
     other = attrs.evolve(world)

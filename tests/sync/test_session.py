@@ -33,7 +33,7 @@ from sync.messages import (
     decode,
     encode_run,
 )
-from sync.session import CLAIMS_MAX, PARKED_BYTES, WINDOW_BYTES, Batch, Session, State, Witness
+from sync.session import CLAIMS_MAX, PARKED_BYTES, WINDOW_BYTES, WINDOW_DELTAS, Batch, Session, State, Witness
 
 HASH = b"h" * 32
 HELLO = Hello(VERSION, "team", "there", "bob")
@@ -240,6 +240,14 @@ def test_batches_on_their_way_fill_the_window_until_acknowledged() -> None:
     session.receive(Ack(1, (("alice", 3),)))
     assert (session.room, session.claims) == (True, {"alice": 3})
     wrong(session, "which batch 2 does not hold", Ack(2, (("bob", 3),)))
+
+
+def test_small_deltas_fill_the_window_by_their_number() -> None:
+    session = opened()
+    session.sending({"alice": WINDOW_DELTAS - 1}, 1, WINDOW_DELTAS - 1)
+    assert session.room
+    session.sending({"alice": WINDOW_DELTAS}, 1, 1)
+    assert not session.room
 
 
 def test_acknowledgements_come_in_order() -> None:
