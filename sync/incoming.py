@@ -94,10 +94,10 @@ class Incoming:
         except BaseException:
             ledger.forget_tails()  # what this batch set free and did not apply waits no more, of whatever source
             raise
+        for refusal in receipt.refused:
+            self._drop(refusal.delta.source)  # before the session may end in the wait below
         await log.flush()
         self._traffic.deltas_known += len(receipt.known)
-        for refusal in receipt.refused:
-            self._drop(refusal.delta.source)
         for batch in batches:
             self._put(self._session.decided(batch, tuple((run.source, ledger.seq(run.source)) for run in batch.runs)))
         self._took(receipt)
