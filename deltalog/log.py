@@ -152,6 +152,7 @@ class DeltaLog:
         self._holds: dict[object, Hold] = {}
         self.stability = _known_peers(store)
         """Peers that are known, and what they acknowledged; in seconds of `trio.current_time`. See `save_stability`."""
+        self._saving = trio.Lock()
         self._closed = False
         self._barred = False
         """Between a seq and its place in the ring: what runs then must not take the same seq; and once retired."""
@@ -657,7 +658,8 @@ class DeltaLog:
         """
         await trio.lowlevel.checkpoint()
         self._refuse()
-        await self._annotate({PEERS: self.stability.pack(trio.current_time())}, durable=True)
+        async with self._saving:  # or an older list may be written over a newer one
+            await self._annotate({PEERS: self.stability.pack(trio.current_time())}, durable=True)
 
     async def erase(self, dot: tuple[str, int], reason: str) -> Delta:
         """Replace a delta's payload by its hash, here; durable on return. The chain still verifies; the note stays.

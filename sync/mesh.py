@@ -78,7 +78,6 @@ class Mesh:
         self._below: dict[str, dict[str, int]] = {}
         self._orphans: dict[str, None] = {}
         """Sources to find a feeder for at the next tick."""
-        self._noting = trio.Lock()
         self._changed = trio.Event()
         self._nursery: trio.Nursery
 
@@ -247,7 +246,6 @@ class Mesh:
     def compared(self, peer: Peer, equal: Mapping[str, int]) -> None:
         """A heads exchange has ended (see `Host`)."""
         self.log.stability.acknowledge(peer.name, equal, trio.current_time())
-        self.log.stability.settle(peer.name)
         self._tell()
 
     def acknowledged(self, peer: Peer, items: Sequence[tuple[str, int]]) -> None:
@@ -467,8 +465,7 @@ class Mesh:
     async def _note_peers(self) -> None:
         """Keep in the log who is known, so that a restart does not forget whom GC must wait for."""
         try:
-            async with self._noting:  # or an older list may be written over a newer one
-                await self.log.save_stability()
+            await self.log.save_stability()
         except DeltaLogError as error:
             self._on_problem(f"the list of peers was not written: {error}")
 

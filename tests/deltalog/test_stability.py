@@ -71,15 +71,11 @@ def test_within_a_session_acknowledgements_only_rise() -> None:
 def test_a_peer_that_was_put_back_to_an_older_state_is_believed_anew() -> None:
     made = of(p={"alice": 5, "bob": 5, "carol": 5})
     made.reset("p", 1)
-    assert made.acknowledged("p") == {"alice": 5, "bob": 5, "carol": 5}, "until it has told otherwise"
-    made.acknowledge("p", {"alice": 2, "bob": 0}, 1)
-    assert made.acknowledged("p") == {"alice": 2, "carol": 5}
-    made.reset("p", 2)
-    assert made.acknowledged("p") == {"alice": 2, "carol": 5}, "a session that was cut has told what it told"
-    made.settle("p")
     assert made.acknowledged("p") == {}
-    made.acknowledge("p", {"alice": 1}, 2)
-    assert made.stable({"alice": 9, "carol": 9}, 2) == {"alice": 1, "carol": 0}
+    assert made.stable({"alice": 9}, 1) == {"alice": 0}
+    made.acknowledge("p", {"alice": 2, "bob": 0}, 1)
+    assert made.acknowledged("p") == {"alice": 2}
+    assert made.stable({"alice": 9, "carol": 9}, 2) == {"alice": 2, "carol": 0}
 
 
 def test_what_at_least_so_many_peers_hold() -> None:
@@ -126,7 +122,6 @@ def test_a_peer_that_is_not_known_is_no_peer() -> None:
         lambda: made.seen("p", 0),
         lambda: made.reset("p", 0),
         lambda: made.acknowledge("p", {}, 0),
-        lambda: made.settle("p"),
         lambda: made.acknowledged("p"),
         lambda: made.pins("p", 0),
     ):
@@ -181,21 +176,15 @@ def test_bytes_that_are_no_peers_are_refused(packed: bytes) -> None:
 
 @attrs.define
 class Said:
-    """All that a peer ever said: sessions, each a list of (source, seq)."""
+    """What a peer said in its last session: (source, seq)."""
 
     lease_s: float
     seen_s: float
-    sessions: list[list[tuple[str, int]]] = attrs.field(factory=lambda: [[]])
-    settled: int = 0
-    """The first session that counts."""
+    told: list[tuple[str, int]] = attrs.field(factory=list)
 
     def seq(self, source: str) -> int:
-        """What the last session that named the source said at most."""
-        for session in reversed(self.sessions[self.settled :]):
-            told = [seq for name, seq in session if name == source]
-            if told:
-                return max(told)
-        return 0
+        """The most it said of a source."""
+        return max((seq for name, seq in self.told if name == source), default=0)
 
 
 STEPS = st.one_of(
@@ -203,7 +192,6 @@ STEPS = st.one_of(
     st.tuples(st.just("forget"), st.none()),
     st.tuples(st.just("seen"), st.none()),
     st.tuples(st.just("reset"), st.none()),
-    st.tuples(st.just("settle"), st.none()),
     st.tuples(st.just("restart"), st.integers(-5, 5)),
     st.tuples(st.just("acknowledge"), VECTORS),
     st.tuples(st.just("acknowledge"), VECTORS),
@@ -229,19 +217,16 @@ def test_i13_against_a_model(steps: list[tuple[str, int, tuple[str, Any]]], head
         elif step == "forget":
             assert made.forget(peer)
             del model[peer]
-        elif step == "settle":
-            made.settle(peer)
-            said.settled = len(said.sessions) - 1
         else:
             said.seen_s = max(said.seen_s, now)
             if step == "seen":
                 made.seen(peer, now)
             elif step == "reset":
                 made.reset(peer, now)
-                said.sessions.append([])
+                said.told = []
             else:
                 made.acknowledge(peer, value, now)
-                said.sessions[-1] += value.items()
+                said.told += value.items()
         check(made, model, now, heads)
 
 

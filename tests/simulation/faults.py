@@ -256,7 +256,9 @@ def _held(node: Node, source: str) -> int:
     """How much of a source is anywhere at a node."""
     held = node.store.head(source).seq
     if node.log is not None and node.mesh is not None:
-        held = max(held, node.log.heads.get(source, 0), node.mesh.ledger.reached(source))
+        waiting = [*node.log._inbox._held, *(delta.dot for delta in node.log._receiver._cut_off)]
+        waits = max((seq for name, seq in waiting if name == source), default=0)
+        held = max(held, waits, node.log.heads.get(source, 0), node.mesh.ledger.reached(source))
     return held
 
 
