@@ -123,9 +123,8 @@ class DeltaLog:
         self._heads = frontier.heads
         self._floors = {name: head.floor for name, head in heads.items()}
         self._seq = self._heads.get(source, 0)
-        latest = max((head.timestamp for head in heads.values()), default=0)
         self.clock = clock if clock is not None else Clock(drift_ms=options.drift_ms)
-        self.clock.last = max(self.clock.last, latest)
+        self.clock.last = max([self.clock.last, *(head.timestamp for head in heads.values())])
         self._tick = self.clock.tick
         # parts
         self._ring = Ring(options.ring_deltas, options.ring_bytes)

@@ -6,7 +6,7 @@ A run that is refused bars its source: no more of it is asked of this peer. What
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Final
 
@@ -16,7 +16,7 @@ from deltalog.log import DeltaLog
 from deltalog.receiver import Receipt
 from sync.errors import Diverged, HeadRefused, ProtocolError
 from sync.ledger import Gap, Ledger
-from sync.messages import Message, Unwant
+from sync.messages import Have, Message, Unwant, split
 from sync.session import Batch, Run, Session, Witness
 from sync.trust import SignedHead
 from sync.wire import Traffic
@@ -58,6 +58,8 @@ class Incoming:
         """source -> end of the latest run that held."""
         self._dropped: set[str] = set()
         """Sources of which something was not taken in, in this session: a gap behind it is not the peer's fault."""
+        self._owed: dict[str, int] = {}
+        """source -> seq that came and was not synced when its batch was acknowledged: it waits for something."""
         batches = trio.open_memory_channel[Batch](1 << 30)  # as many as the session allows to be undecided
         self._batches_in, self._batches = batches
 
@@ -98,6 +100,7 @@ class Incoming:
             self._drop(refusal.delta.source)  # before the session may end in the wait below
         await log.flush()
         self._traffic.deltas_known += len(receipt.known)
+        self._owed.update({run.source: run.head.seq for run in runs if ledger.seq(run.source) < run.head.seq})
         for batch in batches:
             self._put(self._session.decided(batch, tuple((run.source, ledger.seq(run.source)) for run in batch.runs)))
         self._took(receipt)
@@ -113,6 +116,15 @@ class Incoming:
                 good.append((run, head))
                 self._taken[run.source] = head.seq
         return good
+
+    def pay(self, heads: Mapping[str, int]) -> None:
+        """These are synced now: acknowledge what came from this peer and had to wait for others."""
+        due = [(source, heads[source]) for source in heads.keys() & self._owed.keys()]
+        for source, seq in due:
+            if seq >= self._owed[source]:
+                del self._owed[source]
+        for items in split(sorted(due)):
+            self._put(Have(items))
 
     async def _verified(self, run: Run) -> SignedHead | None:
         try:

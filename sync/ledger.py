@@ -39,8 +39,8 @@ PRUNE_KEYS: Final = 1000
 LATEST_MAX: Final = 16_384
 """Signed heads kept in memory."""
 _HEAD_PREFIX: Final = b"sync/head/"
-_OWNER_PREFIX: Final = b"sync/owner/"
-_FORK_PREFIX: Final = b"sync/fork/"
+OWNER_PREFIX: Final = b"sync/owner/"
+FORK_PREFIX: Final = b"sync/fork/"
 _SEQ: Final = struct.Struct(">Q")
 
 
@@ -103,11 +103,11 @@ class Ledger:
         """Learn what the log holds and what was noted in it."""
         if self.signer is not None:
             await self._own(self.log.source, self.signer.key)
-        for key, value in await self.log.annotations(_OWNER_PREFIX):
-            source = key[len(_OWNER_PREFIX) :].decode()
+        for key, value in await self.log.annotations(OWNER_PREFIX):
+            source = key[len(OWNER_PREFIX) :].decode()
             self._owned.add(source)
             self.trust.bind(source, value)
-        for _, value in await self.log.annotations(_FORK_PREFIX):
+        for _, value in await self.log.annotations(FORK_PREFIX):
             evidence = Evidence.decode(value)
             self.trust.quarantine(evidence)
             await self.log.excuse(evidence.source)
@@ -115,8 +115,8 @@ class Ledger:
 
     async def _own(self, source: str, key: bytes) -> None:
         """This node's own source belongs to its key, before anybody else can claim it."""
-        if await self.log.annotation(_OWNER_PREFIX + source.encode()) is None:
-            await self.log.annotate({_OWNER_PREFIX + source.encode(): key})
+        if await self.log.annotation(OWNER_PREFIX + source.encode()) is None:
+            await self.log.annotate({OWNER_PREFIX + source.encode(): key})
 
     # ---------------------------------------------------------------------------------------------------- towards here
 
@@ -177,7 +177,7 @@ class Ledger:
             if head.key:
                 if run.source not in self._owned:
                     self._owned.add(run.source)
-                    changes[_OWNER_PREFIX + run.source.encode()] = head.key
+                    changes[OWNER_PREFIX + run.source.encode()] = head.key
                 self._thin(run, head, changes)
             if head.seq > self.seq(run.source) and run.after <= self.reached(run.source):  # else forgotten meanwhile
                 self._tails[run.source] = (head.seq, head.hash)
@@ -343,7 +343,7 @@ class Ledger:
         self.index.drop(source)
         self.forget_tail(source)
         await self.log.excuse(source)
-        await self.log.annotate({_FORK_PREFIX + source.encode(): evidence.encode()})
+        await self.log.annotate({FORK_PREFIX + source.encode(): evidence.encode()})
 
     def evidence(self, source: str) -> list[Head]:
         """The two heads that a source was quarantined for, to be shown to a peer; none if it was not."""

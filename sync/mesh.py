@@ -146,8 +146,10 @@ class Mesh:
         sources = list(heads)
         for peer in self.peers.values():
             if peer.opened:
+                peer.incoming.pay(heads)
                 peer.outgoing.look(sources)
-                self._compare_digests(peer)
+                peer.equal = False
+                self._compare_digests(peer, tell=True)
         self._tell()
 
     def met(self, peer: Peer) -> None:
@@ -168,6 +170,8 @@ class Mesh:
             raise PeerBusy(self.options.backoff_max_s)
         self.peers[peer.name] = peer
         now = trio.current_time()
+        if (before := self._known.get(peer.name)) is not None:
+            peer.traffic.add(before.traffic)
         self._known[peer.name] = Known(now, peer.link.name, hello.source, peer.traffic, key=hello.key)
         self.log.stability.join(peer.name, now, self.options.lease_s)
         self.log.stability.reset(peer.name, now)
@@ -321,8 +325,8 @@ class Mesh:
         """A heartbeat came: digests must be equal when nothing is under way (see `Host`)."""
         self.log.stability.seen(peer.name, trio.current_time())
         peer.reached = message.total, message.digest
-        peer.equal = False
-        self._compare_digests(peer)
+        before, peer.equal = peer.equal, False
+        self._compare_digests(peer, tell=not before)
         quiet_s = 0.9 * self.options.heartbeat_s
         still, now = (message.digest, self.ledger.index.digest()), trio.current_time()
         if still != peer.still:
@@ -335,10 +339,12 @@ class Mesh:
             peer.compare()
         self._tell()
 
-    def _compare_digests(self, peer: Peer) -> None:
+    def _compare_digests(self, peer: Peer, *, tell: bool) -> None:
+        """See whether both hold the same now; if `tell`, let the peer know at once that they do."""
         total, digest = peer.reached
-        if not peer.equal and total == self.ledger.total:
-            peer.equal = digest == self.ledger.index.digest()
+        peer.equal = total == self.ledger.total and digest == self.ledger.index.digest()
+        if peer.equal and tell:
+            peer.say_alive()
 
     def _problem(self, peer: Peer, text: str) -> None:
         known = self._known.get(peer.name)

@@ -195,9 +195,11 @@ def read_private(file: Path) -> bytes:
             descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError as error:
             raise UsageError(f"there is no {file}") from error
-        with open(descriptor, "rb") as stream:
+        try:
             _check_private(file, os.fstat(descriptor))
-            return stream.read(_FILE_BYTES_MAX)
+            return os.read(descriptor, _FILE_BYTES_MAX)
+        finally:
+            os.close(descriptor)
 
 
 def _check_private(file: Path, status: os.stat_result) -> None:

@@ -163,11 +163,14 @@ class Peer:
             with self.scope, _one_error():
                 async with open_nursery() as nursery:
                     nursery.start_soon(self.wire.write)
-                    await self._shake_hands()
-                    nursery.start_soon(self._beat)
-                    nursery.start_soon(self.outgoing.run)
-                    nursery.start_soon(self.incoming.run)
-                    await self._read()
+                    try:
+                        await self._shake_hands()
+                        nursery.start_soon(self._beat)
+                        nursery.start_soon(self.outgoing.run)
+                        nursery.start_soon(self.incoming.run)
+                        await self._read()
+                    finally:
+                        self.wire.hurry()
         except SyncError as error:
             await self._say_goodbye(_farewell(error), why=isinstance(error, ProtocolError | SessionRefused))
             raise
@@ -321,7 +324,11 @@ class Peer:
     def _all_sent(self) -> None:
         """Nothing is left that the peer wants: until both are known to be equal, say at once what is here."""
         if self.compared and not self.equal:
-            self.put(Alive(*self._summary()))
+            self.say_alive()
+
+    def say_alive(self) -> None:
+        """Tell the peer what all heads here amount to."""
+        self.put(Alive(*self._summary()))
 
     @property
     def comparing(self) -> bool:
@@ -358,7 +365,7 @@ class Peer:
             silent = trio.current_time() - self.wire.heard
             if silent >= options.offline_s:
                 raise LinkFailed(f"{self.name} has been silent for {silent:.0f} s")
-            self.put(Alive(*self._summary()))
+            self.say_alive()
 
 
 _CODES: Final[Mapping[type[SyncError], str]] = {

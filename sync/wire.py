@@ -32,7 +32,7 @@ FAREWELL_S: Final = 1.0
 
 @attrs.define
 class Traffic:
-    """What crossed a link."""
+    """What crossed the links to a peer."""
 
     bytes_in: int = 0
     bytes_out: int = 0
@@ -41,6 +41,11 @@ class Traffic:
     deltas_known: int = 0
     """Deltas that came and were held already."""
     deltas_out: int = 0
+
+    def add(self, other: Traffic) -> None:
+        """Count what crossed another link, too."""
+        for name in attrs.fields_dict(Traffic):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 class Wire:
@@ -62,6 +67,7 @@ class Wire:
         self._to_write = trio.Event()
         self._written = trio.Event()
         self._writing = False
+        self._sending = trio.CancelScope()
 
     # ------------------------------------------------------------------------------------------------------------- in
 
@@ -134,12 +140,20 @@ class Wire:
             self._to_write = trio.Event()
             data = self._take()
             self._writing = True
-            with Deadline(self._options.offline_s, "taken what was sent to it"):
+            self._sending = trio.CancelScope(shield=True)  # a frame that is cut off would be the last: see `hurry`
+            with self._sending, Deadline(self._options.offline_s, "taken what was sent to it"):
                 await self.link.send_all(data)
+            if self._sending.cancelled_caught:
+                await trio.sleep_forever()  # until whoever hurries ends this task, too
             self._writing = False
+            await trio.lowlevel.checkpoint_if_cancelled()
             self.traffic.bytes_out += len(data)
             self._waiting_bytes -= len(data)
             self._written.set()
+
+    def hurry(self) -> None:
+        """The session ends: what is being sent has a moment left, so that a last message can come behind it."""
+        self._sending.deadline = min(self._sending.deadline, trio.current_time() + FAREWELL_S)
 
     def _take(self) -> bytes:
         frames, size = [], 0

@@ -79,7 +79,7 @@ class HeadType(click.ParamType[TrailHead]):
 _ID: Final = TextType("ID", ID_BYTES)
 
 
-def _where(verb: _Verb) -> _Verb:
+def where_options(verb: _Verb) -> _Verb:
     """--data or --url."""
     options = (
         click.option("--data", type=DIRECTORY, envvar="DELTALOG_DATA", show_envvar=True, help="The data directory."),
@@ -142,7 +142,7 @@ def audit(context: click.Context) -> None:
 
 
 @audit.command
-@_where
+@where_options
 @_filters
 @click.option("--newest-first", is_flag=True, help="The newest first.")
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="At most so many.")
@@ -173,7 +173,7 @@ def query(data: Path | None, url: str | None, limit: int, as_json: bool, **asked
 
 
 @audit.command
-@_where
+@where_options
 @_filters
 @click.option(
     "--limit", type=click.IntRange(1, LIMIT_MAX), default=10, show_default=True, help="How many of the newest."
@@ -213,7 +213,7 @@ async def _newest(trail: TrailSource, question: Query, limit: int) -> list[Field
 
 
 @audit.command
-@_where
+@where_options
 @_filters
 @click.option("--newest-first", is_flag=True, help="The newest first.")
 @click.option("--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True)
@@ -246,7 +246,7 @@ def _line(event: Fields, as_json: bool) -> bytes:
 
 
 @audit.command
-@_where
+@where_options
 @click.option("--after", type=TIME, help="Only after this time: ISO 8601 with an offset, or a timestamp.")
 @click.option("--until", type=TIME, help="Only up to this time.")
 @json_option
@@ -334,7 +334,7 @@ def _report(found: list[Finding], report: TrailReport | None) -> None:
 
 
 @click.command
-@_where
+@where_options
 @click.option("--holder", type=_ID, help="Only this holder's.")
 @click.option("--target", type=TargetType(), help="Only those that touch this target.")
 @json_option

@@ -30,6 +30,7 @@ from deltalog.app import audit_demo
 from deltalog.app.agents import FILES, NAMES, Files, session
 from deltalog.app.opening import DataOptions, inspected, opened, startup_lines
 from deltalog.app.options import DIRECTORY, debug_option
+from deltalog.app.peer_options import check_sync_installed
 from deltalog.app.process import run
 from deltalog.app.story import Story
 from deltalog.app.terminal import Meter, listed
@@ -44,6 +45,8 @@ from deltalog.version import Order, VersionVector
 
 DELTAS: Final = 100_000
 """Edits in the session."""
+PEER_DELTAS: Final = 24_000
+"""Edits in the session that the peers exchange."""
 _OWN: Final = "desk"
 _BATCH: Final = 250
 _FLUSHES: Final = 20
@@ -317,6 +320,24 @@ def audit(data: Path | None, seed: int, seconds: float) -> int:
         story = audit_demo.LockStory(path=path, seed=seed, seconds=seconds)
         farewell = f"All is kept in {path}: deltalog serve --data {path}" if data is not None else ""
         return run(lambda: story.run(lambda: audit_demo.tell(story), farewell))
+
+
+@demo.command
+@click.option("--data", type=DIRECTORY, help="Keep the three logs in this directory; it must not be there yet.")
+@click.option("--seed", type=SEEDS, default=1, show_default=True, help="Another session.")
+@click.option(
+    "--deltas", type=click.IntRange(2_000, 1_000_000), default=PEER_DELTAS, show_default=True, help="Its length."
+)
+@debug_option
+def sync(data: Path | None, seed: int, deltas: int) -> int:
+    """Show what the peers are for: three nodes, one is killed, a link is cut, and in the end all hold the same."""
+    check_sync_installed()
+    from deltalog.app import sync_demo  # noqa: PLC0415  # may be missing
+
+    with _place(data) as path:
+        story = sync_demo.PeerStory(path=path, seed=seed, count=deltas)
+        farewell = f"All is kept in {path}: deltalog stats --data {path}/hub" if data is not None else ""
+        return run(lambda: story.run(lambda: sync_demo.tell(story), farewell))
 
 
 @contextmanager

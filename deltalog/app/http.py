@@ -1,4 +1,4 @@
-"""The one HTTP server of a node: the audit routes, health, metrics, the OpenAPI document, and the page.
+"""The one HTTP server of a node: trail, locks, peers, sources, health, metrics, the OpenAPI document, and the page.
 
 Lives here: how the parts are put together and how the server begins and ends. Does not know: what a route answers.
 
@@ -37,6 +37,7 @@ from deltalog.app.connections import Connections
 from deltalog.app.http_guard import Application, HttpGuard, RequestLimits
 from deltalog.app.metrics import CONTENT_TYPE, Metrics
 from deltalog.app.node import Node
+from deltalog.app.peer_api import peer_routes
 from deltalog.errors import UsageError
 from deltalog.log import open_nursery
 
@@ -97,7 +98,7 @@ def application(
     metrics = Metrics(node, lambda: slots.borrowed_tokens)
     served = State({"sources": sources, "node": node, "metrics": metrics})
     app = Litestar(
-        route_handlers=[routes(sources), page, health, scrape],
+        route_handlers=[routes(sources), peer_routes(node), page, health, scrape],
         state=served,
         exception_handlers={Exception: say},
         openapi_config=_openapi(bool(options.token_hashes)),
@@ -125,7 +126,7 @@ def _openapi(secured: bool) -> OpenAPIConfig:
     return OpenAPIConfig(
         title="deltalog",
         version=deltalog.__version__,
-        description="The audit trail of a node's locks, and its state. Everything here only reads.",
+        description="A node's audit trail, locks, peers and sources, and its state. Everything here only reads.",
         path="/api",
         render_plugins=[JsonRenderPlugin(path="/openapi.json", media_type=MediaType.JSON)],
         components=Components(security_schemes=schemes) if secured else Components(),

@@ -5,8 +5,8 @@ Lives here: names of metrics, and where each figure comes from; all are read whe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_1_0_0, generate_latest
@@ -14,6 +14,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from deltalog.app.node import Node
+from sync import PeerStatus
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_1_0_0
 
@@ -50,6 +51,23 @@ _GAUGES: Final[dict[str, tuple[str, Callable[[Node], float]]]] = {
     "deltalog_log_deltas": ("Sum of the heads of all sources", lambda node: sum(node.log.heads.values())),
     "deltalog_log_synced": ("Sum of what is fsynced of all sources", lambda node: sum(node.log.synced.values())),
 }
+
+_PEER_COUNTERS: Final[dict[str, tuple[str, Callable[[PeerStatus], float]]]] = {
+    "deltalog_sync_deltas_in": ("Deltas that came in the peer's session", lambda peer: peer.traffic.deltas_in),
+    "deltalog_sync_deltas_known": (
+        "Deltas that came in the peer's session and were held already",
+        lambda peer: peer.traffic.deltas_known,
+    ),
+    "deltalog_sync_deltas_out": ("Deltas sent in the peer's session", lambda peer: peer.traffic.deltas_out),
+    "deltalog_sync_bytes_in": ("Bytes that came in the peer's session", lambda peer: peer.traffic.bytes_in),
+    "deltalog_sync_bytes_out": ("Bytes sent in the peer's session", lambda peer: peer.traffic.bytes_out),
+}
+_PEER_GAUGES: Final[dict[str, tuple[str, Callable[[PeerStatus], float]]]] = {
+    "deltalog_sync_lag": ("Deltas synced here that the peer has not acknowledged", lambda peer: peer.lag),
+    "deltalog_sync_behind": ("Deltas that the peer has and this node lacks", lambda peer: peer.behind),
+    "deltalog_sync_equal": ("1 if the peer's last heartbeat showed the same digest", lambda peer: peer.equal),
+}
+STATES: Final = ("connected", "catching up", "live", "offline")
 
 
 class Metrics:
@@ -93,3 +111,23 @@ class _NodeCollector(Collector):
         for action, count in self._node.trail.recorder.statistics().dropped.items():
             dropped.add_metric((str(action),), count)
         yield dropped
+        if self._node.mesh is not None:
+            yield from _of_peers(self._node.mesh.statuses())
+
+
+def _of_peers(peers: Sequence[PeerStatus]) -> Iterator[Metric]:
+    families: list[tuple[type[CounterMetricFamily | GaugeMetricFamily], Mapping[str, Any]]] = [
+        (CounterMetricFamily, _PEER_COUNTERS),
+        (GaugeMetricFamily, _PEER_GAUGES),
+    ]
+    for kind, table in families:
+        for name, (text, figure) in table.items():
+            family = kind(name, text, labels=("peer",))
+            for peer in peers:
+                family.add_metric((peer.name,), float(figure(peer)))
+            yield family
+    states = GaugeMetricFamily("deltalog_sync_state", "1 for the state that the peer is in", labels=("peer", "state"))
+    for peer in peers:
+        for state in STATES:
+            states.add_metric((peer.name, state), float(peer.state == state))
+    yield states

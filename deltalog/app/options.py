@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from functools import reduce
+from math import isnan
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -90,6 +91,17 @@ class SeqType(click.ParamType[int]):
         if not (text.isascii() and text.isdigit() and len(text) <= len(str(SEQ_MAX)) and int(text) <= SEQ_MAX):
             self.fail(f"a seq is an integer from 0 to {SEQ_MAX}, not {text!r}"[:120], param, ctx)
         return int(text)
+
+
+class NumberRange(click.FloatRange):
+    """A range of numbers, "nan" not among them."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number."""
+        number = super().convert(value, param, ctx)
+        if isnan(number):
+            self.fail(f"{value!r} is not a valid {self.name}", param, ctx)
+        return number
 
 
 TIME: Final = TimeType()

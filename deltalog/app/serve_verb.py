@@ -1,4 +1,4 @@
-"""`deltalog serve`: a data directory with its API, metrics and page, until it is told to end."""
+"""`deltalog serve`: a data directory with its API, metrics, page and peers, until it is told to end."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ import click
 
 from audit.opening import TrailOptions
 from audit.retention import AuditRetention
-from deltalog.app.node import open_node
+from deltalog.app.node import Node, open_node
 from deltalog.app.opening import startup_lines
 from deltalog.app.options import data_options, json_option, own_source
+from deltalog.app.peer_options import PeerOptions, peer_options, trust_options
 from deltalog.app.process import DEBUG_VARIABLE, Interrupted, run
 from deltalog.app.terminal import Meter, note, print_json, shown
 from deltalog.errors import DeltaLogError, UsageError
@@ -63,14 +64,24 @@ class ApiMissing(DeltaLogError):
     help="Drop the oldest audit events beyond so many bytes.  [default: keep all]",
 )
 @click.option("--plain", is_flag=True, help="No TLS on an address others can reach: something in front encrypts.")
+@click.option("--listen", metavar="HOST:PORT", help="Let peers connect here, and sync with them; port 0: any free one.")
+@click.option(
+    "--peer",
+    "addresses",
+    metavar="ADDRESS",
+    multiple=True,
+    help="Connect to the node that listens there, and stay connected; may be given several times.",
+)
+@click.option("--libp2p-listen", metavar="MULTIADDR", help="Let peers connect over libp2p, too.")
+@trust_options
 @json_option
 def serve(
     data: Path, accept_loss: bool, adopt: bool, source: str | None, token_file: str | None, as_json: bool, **where: Any
 ) -> int:
     """Serve the API, metrics and the timeline of a data directory, until SIGINT or SIGTERM.
 
-    Everything it serves only reads. Ended by a signal, it finishes the answers it is giving, closes the directory and
-    exits with 0.
+    With --listen or --peer it is also synced with other nodes. What the API serves only reads. Ended by a signal, it
+    finishes the answers it is giving, closes the directory and exits with 0.
     """
     check_installed()
     from deltalog.app import http  # noqa: PLC0415  # may be missing
@@ -87,6 +98,7 @@ def serve(
     )
     http.ssl_context(options)
     trail = _kept(where["trail_days"], where["trail_bytes"])
+    peering = _peering(where)
 
     async def verb() -> None:
         async with AsyncExitStack() as stack:
@@ -97,6 +109,7 @@ def serve(
                     accept_loss=accept_loss,
                     adopt=adopt,
                     trail=trail,
+                    peering=peering,
                     progress=lambda stage, done, total: meter.update(done, total, stage),
                     on_problem=_tell_problem,
                 )
@@ -105,9 +118,20 @@ def serve(
                 note(line)
             nursery = await stack.enter_async_context(open_nursery())
             url = await nursery.start(partial(http.serve, node, options, on_fault=_tell_fault))
-            _print_ready(url, data, as_json)
+            _print_ready(node, url, data, as_json)
 
     return _until_told(verb)
+
+
+def _peering(said: dict[str, Any]) -> PeerOptions | None:
+    """Whom to sync with; None: nobody was asked for."""
+    listen, addresses, libp2p = said["listen"], said["addresses"], said["libp2p_listen"]
+    options = peer_options(said, listen=listen, peers=addresses, libp2p_listen=libp2p)
+    if listen is not None or addresses or libp2p is not None:
+        return options
+    if options != PeerOptions():
+        raise click.UsageError("options for peers go with --listen, --peer or --libp2p-listen")
+    return None
 
 
 def _kept(days: float | None, size_bytes: int | None) -> TrailOptions:
@@ -157,11 +181,14 @@ def _read_tokens(file: str) -> list[str]:
     return tokens
 
 
-def _print_ready(url: str, data: Path, as_json: bool) -> None:
+def _print_ready(node: Node, url: str, data: Path, as_json: bool) -> None:
+    listening = [] if node.peers is None else list(node.peers.listening)
     if as_json:
-        print_json({"url": url, "pid": os.getpid()})
+        print_json({"url": url, "pid": os.getpid(), "listening": listening})
     else:
         print(f"{shown(str(data))} at {url} (API: {url}/api/openapi.json; end with Ctrl-C)")
+        for address in listening:
+            print(f"peers connect to {address}")
     sys.stdout.flush()
 
 

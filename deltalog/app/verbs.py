@@ -12,10 +12,13 @@ import click
 import deltalog
 from deltalog.app.audit_verbs import audit, locks
 from deltalog.app.demo import demo
+from deltalog.app.key_verbs import keys
 from deltalog.app.options import debug_option
+from deltalog.app.peer_verbs import peers, sources
 from deltalog.app.process import report
 from deltalog.app.read_verbs import export, replay, stats, tail
 from deltalog.app.serve_verb import serve
+from deltalog.app.sync_verb import sync
 from deltalog.app.upkeep_verbs import compact, gc, verify_
 from deltalog.app.write_verbs import append, erase, import_
 
@@ -58,5 +61,24 @@ def verbs(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _verb in (append, import_, erase, tail, replay, export, stats, verify_, gc, compact, serve, audit, locks, demo):
+for _verb in (
+    append,
+    import_,
+    erase,
+    tail,
+    replay,
+    export,
+    stats,
+    verify_,
+    gc,
+    compact,
+    serve,
+    sync,
+    peers,
+    sources,
+    keys,
+    audit,
+    locks,
+    demo,
+):
     verbs.add_command(_verb)

@@ -21,6 +21,7 @@ from audit.store import Run
 from deltalog.app.http import ServeOptions, serve
 from deltalog.app.http_guard import RequestLimits
 from deltalog.app.node import Node, open_node
+from deltalog.app.peer_options import PeerOptions
 from deltalog.clock import pack
 from deltalog.profiles import SharedMemory
 
@@ -107,18 +108,18 @@ class Served:
 
     # ---- begin, end
 
-    def run(self, data: Path, options: ServeOptions) -> None:
+    def run(self, data: Path, options: ServeOptions, peering: PeerOptions | None) -> None:
         """In the thread."""
         try:
-            trio.run(self._main, data, options)
+            trio.run(self._main, data, options, peering)
         except BaseException as error:  # noqa: BLE001  # the test raises it
             self._failure = error
         finally:
             self._ready.set()
 
-    async def _main(self, data: Path, options: ServeOptions) -> None:
+    async def _main(self, data: Path, options: ServeOptions, peering: PeerOptions | None) -> None:
         self._token = trio.lowlevel.current_trio_token()
-        async with open_node(data) as node, trio.open_nursery() as nursery:
+        async with open_node(data, peering=peering) as node, trio.open_nursery() as nursery:
             self.node = node
             self._scope = nursery.cancel_scope
 
@@ -139,11 +140,11 @@ class Served:
 
 
 @contextmanager
-def serving(data: Path, **options: Any) -> Iterator[Served]:
+def serving(data: Path, peering: PeerOptions | None = None, **options: Any) -> Iterator[Served]:
     """A node on a directory, and its server, while the block runs."""
     served = Served()
     given = ServeOptions(**{"port": 0, "limits": FREELY, "grace_s": 0.5, **options})
-    thread = threading.Thread(target=served.run, args=(data, given))
+    thread = threading.Thread(target=served.run, args=(data, given, peering))
     thread.start()
     try:
         served.begun()

@@ -35,6 +35,8 @@ PATHS = (
     "/api/audit/export",
     "/api/locks",
     "/api/locks/waiting",
+    "/api/peers",
+    "/api/sources",
     "/health",
     "/metrics",
 )

@@ -9,7 +9,9 @@ import click
 import pytest
 
 from deltalog.app.verbs import verbs
+from sync.node_keys import create_key
 from tests.app.invoked import digest, interchange, invoke, one_line, printed
+from tests.app.wrong_with_peers import WRONG_WITH_PEERS
 
 LONG = "x" * 1_100_000
 
@@ -123,6 +125,9 @@ WRONG: list[tuple[list[str], str]] = [
     (["demo", "audit", "--seconds", "0"], "0.0 is not in the range"),
     (["demo", "audit", "--seconds", "long"], "'long' is not a valid float range"),
     (["demo", "audit", "--data", "DATA"], "is there already; --data takes a directory that is to be made"),
+    (["demo", "sync", "--seed", "-1"], "-1 is not in the range"),
+    (["demo", "sync", "--deltas", "10"], "10 is not in the range"),
+    (["demo", "sync", "--data", "DATA"], "is there already; --data takes a directory that is to be made"),
     # serve
     (["serve", "--source", ""], "source must not be empty"),
     (["serve", "--host", "0.0.0.0"], "that takes a token"),
@@ -133,6 +138,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["serve", "--token-file", "TMP/none"], "--token-file: cannot read"),
     (["serve", "--tls-cert", "x"], "TLS takes both a certificate and a key"),
     (["serve", "--tls-key", "x"], "TLS takes both a certificate and a key"),
+    *WRONG_WITH_PEERS,
     # audit, locks
     (["audit", "steal"], "No such command 'steal'"),
     *(([*verb, *words], message) for verb in FILTERED for words, message in WRONG_FILTERS),
@@ -168,8 +174,19 @@ def verb_of(words: list[str]) -> str:
     return max((name for name in commands() if words[: name.count(" ") + 1] == name.split()), key=len, default=words[0])
 
 
-ON_DATA = [name for name in commands() if not name.startswith("demo")]
-ARGUMENTS = {"append": ["1"], "import": ["TMP/good"], "erase": ["alice", "1", "--reason", "x"], "gc": ["--keep", "1"]}
+ELSEWHERE = ("demo", "keys cluster", "keys admit")
+"""Verbs that take no data directory, or one that must not be there."""
+ON_DATA = [name for name in commands() if not name.startswith(ELSEWHERE)]
+ARGUMENTS = {
+    "append": ["1"],
+    "import": ["TMP/good"],
+    "erase": ["alice", "1", "--reason", "x"],
+    "gc": ["--keep", "1"],
+    "sync": ["127.0.0.1:9"],
+    "peers forget": ["zoe"],
+}
+MAKE_IT = ("append", "import", "serve", "sync", "keys init")
+"""Verbs that make the directory."""
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +203,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tmp(tmp_path: Path) -> Path:
     (tmp_path / "good").write_text("\n".join(interchange()))
     (tmp_path / "long").write_bytes(b"x" * ((1 << 20) + 1))
+    create_key(tmp_path / "key")
     return tmp_path
 
 
@@ -203,7 +221,8 @@ def refused(words: list[str], code: int) -> str:
 @pytest.mark.parametrize(("words", "message"), WRONG, ids=[f"{n}-{words[0]}" for n, (words, _) in enumerate(WRONG)])
 def test_a_wrong_call_is_one_line_and_changes_nothing(words: list[str], message: str, data: Path, tmp: Path) -> None:
     before = digest(data), digest(tmp)
-    directory = [] if "--data" in words or words[0] in ("demo", "fetch", "--fetch") else ["--data", str(data)]
+    named = "--data" in words or words[0] in ("fetch", "--fetch") or " ".join(words).startswith(ELSEWHERE)
+    directory = [] if named or words[:2] == ["keys", "steal"] else ["--data", str(data)]
     line = refused([*filled(words, data, tmp), *directory], 2)
     assert message in line
     assert line.startswith(f"deltalog {words[0]}: " if words[0] in verbs.commands else "deltalog: ")
@@ -271,7 +290,7 @@ def test_a_directory_that_cannot_be_one(verb: str, name: str, message: str, data
     assert digest(tmp) == before
 
 
-@pytest.mark.parametrize("verb", [verb for verb in ON_DATA if verb not in ("append", "import", "serve")])
+@pytest.mark.parametrize("verb", [verb for verb in ON_DATA if verb not in MAKE_IT])
 def test_a_verb_that_does_not_write_makes_no_directory(verb: str, data: Path, tmp: Path) -> None:
     missing = tmp / "missing"
     line = refused([*verb.split(), "--data", str(missing), *filled(ARGUMENTS.get(verb, []), data, tmp)], 1)
@@ -310,6 +329,7 @@ def content(data: Path) -> str:
 
 
 LATE = [
+    (["peers", "forget", "zoe"], 2, "there is no peer 'zoe' here; there are: none"),
     (["tail", "--source", "zoe"], 2, "there is no source 'zoe' here; there are: 'alice', 'bob'"),
     (["replay", "--source", "alice", "--source", "zoe"], 2, "there is no source 'zoe' here"),
     (["erase", "alice", "4", "--reason", "x"], 2, "there is no delta 'alice':4 here; its source's head is 3"),

@@ -7,16 +7,21 @@ import contextlib
 import inspect
 import io
 import re
+import struct
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import attrs
 import click
 import pytest
 
+import audit
 import deltalog
+import sync
+from audit.event import Action, AuditEvent, encode
 from deltalog import blocking, chain, errors
 from deltalog.app.verbs import verbs
 from deltalog.clock import pack
@@ -153,6 +158,32 @@ def test_every_public_name_stands_in_the_api() -> None:
     words = set(re.findall(r"\w+", " ".join(code_in(prose(API)))))
     assert set(deltalog.__all__) - {"__version__"} - words == set()
     assert set(blocking.__all__) - words == set()
+
+
+def test_the_bytes_of_an_audit_event_are_those_of_the_page() -> None:
+    """Every field of the page, in its order and size, read back from what the code writes."""
+    (fence,) = (fence for fence in fences(STORAGE) if fence.text.startswith("events key"))
+    fields = re.search(r"^event +(.*?)^metadata", fence.text, re.MULTILINE | re.DOTALL)
+    assert fields is not None
+    event = AuditEvent(7, Action.RENEWED, target="t", holder_id="ab", holder_name="abc", lock_id="abcd", token=9)
+    names = ["version", "action", "timestamp", "token", "target", "holder id", "holder name", "lock id", "metadata"]
+    at = [fields[1].index(name) for name in names]
+    assert at == sorted(at)
+    assert struct.unpack_from(">BBQQHHHHB", encode(event))[2:] == (7, 9, 1, 2, 3, 4, 0)
+    assert encode(event)[27:] == b"tababcabcd"
+
+
+@pytest.mark.parametrize("package", [audit, sync])
+def test_every_public_name_and_error_stands_on_its_page(package: ModuleType) -> None:
+    page = ROOT / "docs" / {"audit": "audit.md", "sync": "protocol.md"}[package.__name__]
+    words = set(re.findall(r"\w+", " ".join(code_in(prose(page)))))
+    assert set(package.__all__) - words == set()
+    public = {name: getattr(package, name) for name in package.__all__}
+    raised = {name: thing for name, thing in public.items() if inspect.isclass(thing) and issubclass(thing, Exception)}
+    table = {cells[0].strip("`"): cells[-1] for cells in rows(page, r"`\w+`") if len(cells) == 4}
+    assert {name: table.get(name) for name in raised} == {
+        name: "yes" if thing.retryable else "no" for name, thing in raised.items()
+    }
 
 
 @pytest.mark.parametrize("thing", [deltalog.DeltaLog, deltalog.Manager, deltalog.VersionVector, deltalog.Delta])

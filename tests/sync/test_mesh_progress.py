@@ -136,3 +136,17 @@ async def test_signed_heads_of_what_was_dropped_are_removed(autojump_clock: Mock
         async with world.node("carol", "bob") as carol:
             await until(lambda: dict(bob.log.heads) == {"alice": 1201})
             await until(lambda: carol.mesh.statuses() and carol.mesh.statuses()[0].below_floor == {"alice": 700})
+
+
+async def test_what_waited_for_others_is_acknowledged_once_it_is_synced(autojump_clock: MockClock) -> None:
+    """Bob asks for alice's own source first, and her delta depends on one that comes later."""
+    world = World(signed=False)
+    async with world.node("alice") as alice:
+        await alice.log.receive([build("carol", seq, (NOON_MS << 16) + seq, seq) for seq in range(1, 4)])
+        sent = alice.log.append_nowait("knows carol")
+        assert sent.deps == {"carol": 3}
+        await alice.log.flush()
+        async with world.node("bob", "alice") as bob:
+            await converged(alice, bob)
+            await until(lambda: alice.mesh._lag("bob") == 0)
+            assert dict(alice.log.held_by(1)) == {"alice": 1, "carol": 3}
