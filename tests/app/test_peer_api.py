@@ -14,8 +14,8 @@ import attrs
 import pytest
 
 from deltalog.app.peer_options import PeerOptions
-from deltalog.app.peer_views import FORK_PREFIX
 from sync import Evidence, SyncOptions
+from sync.ledger import FORK_PREFIX
 from sync.node_keys import NodeKey, key_text, load_key, parse_key
 from sync.trust import sign_head
 from tests.app.invoked import interchange, invoke, lines_of, one_line, printed
