@@ -46,7 +46,7 @@ demo: $(STAMP)  ## the story the README tells, in under 30 seconds
 	@$(BIN)/python -m deltalog.app demo sync
 
 test: $(STAMP)  ## all tests but the nightly programmes
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 coverage: $(STAMP)  ## the same tests, with the branches they miss
 	@$(BIN)/python -m coverage run -m pytest $(PYTEST_ARGS)
