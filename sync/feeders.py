@@ -88,20 +88,24 @@ class Feeders:
         """
         found = []
         self._looks += 1
+        busy = {feed.peer for source, feed in self._feeds.items() if here(source) > feed.seen}
         for source, feed in self._feeds.items():
             seq = here(source)
             if seq > feed.seen:
                 self._doubts.pop((feed.peer, source), None)
-            elif feed.looked and self._more(source, seq, claims):
+            elif feed.looked and self._more(source, seq, claims, feed.peer if feed.peer in busy else ""):
                 found.append((source, feed.peer))
                 if claims.get(feed.peer, {}).get(source, 0) > seq:
                     self._doubt(feed.peer, source)
             feed.seen, feed.looked = seq, True
         return found
 
-    def _more(self, source: str, seq: int, claims: Mapping[str, Mapping[str, int]]) -> bool:
-        """Whether anybody who is not doubted claims more."""
-        return any(each.get(source, 0) > seq and not self.doubted(peer, source) for peer, each in claims.items())
+    def _more(self, source: str, seq: int, claims: Mapping[str, Mapping[str, int]], busy: str) -> bool:
+        """Whether anybody who is not doubted claims more, but for the feeder if it is busy with other sources."""
+        return any(
+            peer != busy and each.get(source, 0) > seq and not self.doubted(peer, source)
+            for peer, each in claims.items()
+        )
 
     def _doubt(self, peer: str, source: str) -> None:
         before = self._doubts.pop((peer, source), None)

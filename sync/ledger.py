@@ -22,7 +22,7 @@ from typing import Final
 
 from deltalog import chain
 from deltalog.delta import Delta
-from deltalog.errors import BelowFloor
+from deltalog.errors import BelowFloor, UsageError
 from deltalog.log import DeltaLog
 from sync.errors import Diverged, HeadRefused
 from sync.heads import Entry, HeadsIndex
@@ -54,7 +54,7 @@ class Gap(Exception):
 
 
 class Ledger:
-    """Made by `open_ledger`."""
+    """Made by a mesh, and loaded before anything else."""
 
     def __init__(self, log: DeltaLog, trust: Trust, signer: Signer | None) -> None:
         self.log = log
@@ -106,7 +106,8 @@ class Ledger:
         for key, value in await self.log.annotations(OWNER_PREFIX):
             source = key[len(OWNER_PREFIX) :].decode()
             self._owned.add(source)
-            self.trust.bind(source, value)
+            if source not in self.trust.named:
+                self.trust.bind(source, value)
         for _, value in await self.log.annotations(FORK_PREFIX):
             evidence = Evidence.decode(value)
             self.trust.quarantine(evidence)
@@ -114,8 +115,15 @@ class Ledger:
         self.note_synced(self.log.synced)
 
     async def _own(self, source: str, key: bytes) -> None:
-        """This node's own source belongs to its key, before anybody else can claim it."""
-        if await self.log.annotation(OWNER_PREFIX + source.encode()) is None:
+        """This node's own source belongs to its key, before anybody else can claim it. Raises `UsageError`."""
+        noted = await self.log.annotation(OWNER_PREFIX + source.encode())
+        if noted not in (None, key) and self.trust.named.get(source) != key:
+            assert noted is not None, "checked"
+            raise UsageError(
+                f"source {source!r} was signed with key {noted.hex()[:16]}... before, and this node's key is "
+                f"{key.hex()[:16]}...: put the old key back, or pin the new one for that source here and at every peer"
+            )
+        if noted != key:
             await self.log.annotate({OWNER_PREFIX + source.encode(): key})
 
     # ---------------------------------------------------------------------------------------------------- towards here

@@ -11,7 +11,7 @@ came, so that a simulation with a seed runs the same way twice.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import islice
@@ -22,7 +22,7 @@ import trio
 from deltalog.causality import Conflict, ConflictFinder
 from deltalog.errors import BelowFloor, DeltaLogError, LogReadOnly, UsageError
 from deltalog.log import DeltaLog, open_nursery
-from deltalog.receiver import Receipt
+from deltalog.receiver import Receipt, Refusal
 from sync.errors import Diverged, Duplicate, HeadRefused, LinkFailed, LinkRefused, PeerBusy, SyncError
 from sync.feeders import Feeders, best
 from sync.heads import Entry
@@ -34,8 +34,12 @@ from sync.status import Known, PeerStatus
 from sync.transport import Dialer, Link, Listener
 from sync.trust import Signer, Trust
 
+DIFFERENCE: Final = "nothing is under way, and yet these sources differ"
+NAMED_MAX: Final = 5
+"""Sources that a difference names."""
 TICK_S: Final = 1.0
 """How often is looked for sources that nobody feeds."""
+PAUSE_MAX_S: Final = 30.0
 TIDY_S: Final = 600.0
 """How often leases are written down and old boundaries removed."""
 CONFLICT_KEYS_MAX: Final = 65_536
@@ -78,6 +82,8 @@ class Mesh:
         self._below: dict[str, dict[str, int]] = {}
         self._orphans: dict[str, None] = {}
         """Sources to find a feeder for at the next tick."""
+        self._paused: dict[str, tuple[float, float]] = {}
+        """source of which deltas were refused -> when it is asked for again, and how long that pause is, in seconds."""
         self._changed = trio.Event()
         self._nursery: trio.Nursery
 
@@ -104,8 +110,23 @@ class Mesh:
 
     def _missing(self, peer: Peer) -> int:
         """Deltas that a peer has and this node lacks."""
-        held = self.ledger.seq
-        return sum(max(0, seq - held(source)) for source, seq in peer.session.claims.items())
+        return sum(seq - self.ledger.seq(source) for source, seq in self._lacked(peer))
+
+    def _lacked(self, peer: Peer) -> Iterator[tuple[str, int]]:
+        """What a peer claims beyond what is here, but for what is not wanted from it."""
+        held, barred, closed = self.ledger.seq, peer.incoming.barred, self.ledger.closed
+        for source, seq in peer.session.claims.items():
+            if seq > held(source) and source not in barred and not closed(source):
+                yield source, seq
+
+    def _difference(self, peer: Peer) -> str:
+        """Which sources two nodes hold differently, and why if that is known."""
+        acknowledged = self.log.stability.acknowledged(peer.name)
+        lacked = [(source, "paused" if source in self._paused else "") for source, _ in self._lacked(peer)]
+        barred = [(source, "refused here") for source in sorted(peer.incoming.barred)]
+        there = [(s, "not acknowledged there") for s, seq in self.log.synced.items() if seq > acknowledged.get(s, 0)]
+        named = [f"{source!r}" + f" ({why})" * bool(why) for source, why in (barred + lacked + there)[:NAMED_MAX]]
+        return ", ".join(named) or "nobody can say which"
 
     def _lag(self, name: str) -> int:
         acknowledged = self.log.stability.acknowledged(name)
@@ -143,6 +164,8 @@ class Mesh:
     def synced(self, heads: Mapping[str, int]) -> None:
         """The log synced these: tell everybody."""
         self.ledger.note_synced(heads)
+        for source in heads.keys() & self._paused.keys():
+            del self._paused[source]
         sources = list(heads)
         for peer in self.peers.values():
             if peer.opened:
@@ -183,11 +206,13 @@ class Mesh:
         """
         for other, held in self._known.items():
             if key and held.key == key and other != name:
-                raise LinkRefused(f"key {key.hex()[:16]} came as node {other!r} before, and now as {name!r}: forget it")
+                text = f"key {key.hex()[:16]} came as node {other!r} before, and now as {name!r}: forget that one first"
+                raise LinkRefused(text)
         known = self._known.get(name)
         if known is not None and known.key and known.key != key:
             shown = key.hex()[:16] or "none"
-            raise LinkRefused(f"{name!r} came with key {known.key.hex()[:16]} before, and now with {shown}: forget it")
+            text = f"{name!r} came with key {known.key.hex()[:16]} before, and now with {shown}: forget it first"
+            raise LinkRefused(text)
 
     async def opened(self, peer: Peer, welcome: Welcome) -> None:
         """Both said what they hold (see `Host`)."""
@@ -198,7 +223,7 @@ class Mesh:
         assert hello is not None, "it has said who it is"
         if not self.ledger.closed(hello.source) and hello.source != self.log.source:
             reached = self.ledger.reached(hello.source)
-            if self._feeders.take(hello.source, peer.name, reached):
+            if self.peers.get(peer.name) is peer and self._feeders.take(hello.source, peer.name, reached):
                 peer.ask([(hello.source, reached)])
         self._tell()
 
@@ -276,16 +301,26 @@ class Mesh:
         self._tell()
 
     def _wanted(self, source: str) -> bool:
+        paused = self._paused.get(source)
+        if paused is not None and paused[0] > trio.current_time():
+            self._orphans[source] = None  # looked at again by each tick
+            return False
         return source != self.log.source and not self.ledger.closed(source)
 
     def took(self, peer: Peer, receipt: Receipt) -> None:
         """A batch was taken in (see `Host`)."""
+        first: dict[str, Refusal] = {}
         for refusal in receipt.refused:
-            source = refusal.delta.source
+            first.setdefault(refusal.delta.source, refusal)
+        for source, refusal in first.items():
             if source == self.log.source:
                 self._nursery.start_soon(self._forked, peer, refusal.reason)
                 return
-            self._problem(peer, f"{source!r}:{refusal.delta.seq} was refused: {refusal.reason}")
+            _, before_s = self._paused.get(source, (0.0, 0.0))
+            if not before_s:
+                self._problem(peer, f"{source!r}:{refusal.delta.seq} was refused: {refusal.reason}")
+            pause_s = min(PAUSE_MAX_S, max(2 * before_s, self.options.stall_s))
+            self._paused[source] = trio.current_time() + pause_s, pause_s
             self._orphan(peer, source)
         self._tell()
 
@@ -334,7 +369,8 @@ class Mesh:
         if peer.equal:
             self._known[peer.name].problem = ""
         elif peer.dialed and peer.compared and not peer.comparing and now >= peer.still_since + quiet_s:
-            self._problem(peer, "nothing is under way, and yet the digests differ: heads are compared again")
+            if self._known[peer.name].problem.partition(":")[0] in ("", DIFFERENCE):  # else it says why already
+                self._problem(peer, f"{DIFFERENCE}: {self._difference(peer)}; heads are compared again")
             peer.still_since = now
             peer.compare()
         self._tell()
@@ -418,10 +454,14 @@ class Mesh:
             self._adopt()
             if trio.current_time() >= looked + self.options.stall_s:
                 looked = trio.current_time()
+                stalled: dict[str, list[tuple[str, int]]] = {}
                 for source, name in self._feeders.stalled(self.ledger.reached, self._claims()):
                     self._feeders.drop(source, name)
-                    self.peers[name].unask([source])
-                    self._orphans[source] = None
+                    stalled.setdefault(name, []).append((source, 0))
+                for name, items in stalled.items():
+                    for part in split(items):
+                        self.peers[name].unask([source for source, _ in part])
+                    self._orphans.update((source, None) for source, _ in items)
                     self._adopt(name)
 
     async def keep_tidy(self) -> None:
@@ -436,7 +476,7 @@ class Mesh:
 
     async def keep_dialing(self, dialer: Dialer, address: str) -> None:
         """Hold a link to an address, for ever: dial, talk, pause, dial again; not while another link is there."""
-        failures = 0
+        failures, said = 0, ""
         while True:
             started, pause = trio.current_time(), self.options.backoff_s
             try:
@@ -446,14 +486,20 @@ class Mesh:
                 pause = error.retry_after_s
             except LinkRefused as error:
                 pause = self.options.backoff_max_s
-                self._on_problem(f"{address}: {error}")
+                said = self._say_once(f"{address}: {error}", said)
             except Duplicate as error:
                 await self.wait(partial(self._away, error.name))
             except SyncError as error:
-                self._on_problem(f"{address}: {error}")
+                said = self._say_once(f"{address}: {error}", said)
                 failures = 0 if trio.current_time() > started + _SETTLED_S else failures + 1
                 pause = min(self.options.backoff_max_s, pause * 2 ** min(failures, 16))
             await trio.sleep(pause * self._chance.uniform(0.5, 1))
+
+    def _say_once(self, text: str, said: str) -> str:
+        """Tell of a problem with an address, if it is not the one that was told last."""
+        if text != said:
+            self._on_problem(text)
+        return text
 
     def _away(self, name: str) -> bool:
         return name not in self.peers

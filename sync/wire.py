@@ -68,6 +68,7 @@ class Wire:
         self._written = trio.Event()
         self._writing = False
         self._sending = trio.CancelScope()
+        self._overflow: LinkFailed | None = None
 
     # ------------------------------------------------------------------------------------------------------------- in
 
@@ -110,8 +111,14 @@ class Wire:
     def put(self, message: Message) -> None:
         """Send a message as soon as what waits before it is sent. Raises `LinkFailed` if too much waits."""
         frame = encode(message)
+        if self._overflow is not None:
+            return
         if self._waiting_bytes + len(frame) > self._options.outbox_bytes + OUTBOX_LOW:
-            raise LinkFailed(f"{self.link.name}: {self._waiting_bytes:,} bytes wait for the other side to read them")
+            text = f"{self.link.name}: {self._waiting_bytes:,} bytes wait for the other side to read them"
+            self._overflow = LinkFailed(text)  # raised by the writing task: who speaks is not at fault
+            self._sending.cancel()
+            self._to_write.set()
+            return
         self._append(frame)
 
     async def push(self, frames: Sequence[bytes]) -> None:
@@ -137,12 +144,16 @@ class Wire:
         while True:
             if not self._outbox:
                 await self._to_write.wait()
+            if self._overflow is not None:
+                raise self._overflow
             self._to_write = trio.Event()
             data = self._take()
             self._writing = True
             self._sending = trio.CancelScope(shield=True)  # a frame that is cut off would be the last: see `hurry`
             with self._sending, Deadline(self._options.offline_s, "taken what was sent to it"):
                 await self.link.send_all(data)
+            if self._overflow is not None:
+                raise self._overflow
             if self._sending.cancelled_caught:
                 await trio.sleep_forever()  # until whoever hurries ends this task, too
             self._writing = False

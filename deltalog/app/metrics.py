@@ -53,14 +53,14 @@ _GAUGES: Final[dict[str, tuple[str, Callable[[Node], float]]]] = {
 }
 
 _PEER_COUNTERS: Final[dict[str, tuple[str, Callable[[PeerStatus], float]]]] = {
-    "deltalog_sync_deltas_in": ("Deltas that came in the peer's session", lambda peer: peer.traffic.deltas_in),
+    "deltalog_sync_deltas_in": ("Deltas that came from the peer", lambda peer: peer.traffic.deltas_in),
     "deltalog_sync_deltas_known": (
-        "Deltas that came in the peer's session and were held already",
+        "Deltas that came from the peer and were held already",
         lambda peer: peer.traffic.deltas_known,
     ),
-    "deltalog_sync_deltas_out": ("Deltas sent in the peer's session", lambda peer: peer.traffic.deltas_out),
-    "deltalog_sync_bytes_in": ("Bytes that came in the peer's session", lambda peer: peer.traffic.bytes_in),
-    "deltalog_sync_bytes_out": ("Bytes sent in the peer's session", lambda peer: peer.traffic.bytes_out),
+    "deltalog_sync_deltas_out": ("Deltas sent to the peer", lambda peer: peer.traffic.deltas_out),
+    "deltalog_sync_bytes_in": ("Bytes that came from the peer", lambda peer: peer.traffic.bytes_in),
+    "deltalog_sync_bytes_out": ("Bytes sent to the peer", lambda peer: peer.traffic.bytes_out),
 }
 _PEER_GAUGES: Final[dict[str, tuple[str, Callable[[PeerStatus], float]]]] = {
     "deltalog_sync_lag": ("Deltas synced here that the peer has not acknowledged", lambda peer: peer.lag),

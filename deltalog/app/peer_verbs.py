@@ -13,7 +13,7 @@ import trio
 
 from audit.api_values import json_bytes
 from audit.query import LIMIT_MAX
-from deltalog import data_directory
+from deltalog import data_directory, keys
 from deltalog.app.audit_verbs import where_options
 from deltalog.app.opening import inspected, opened
 from deltalog.app.options import data_of, data_options, json_option
@@ -146,7 +146,7 @@ def _remote_sources(remote: Remote) -> Iterator[Fields]:
 def _sources_in(data: Path | None) -> list[Fields]:
     assert data is not None, "it, or a node, was named"
     with inspected(data) as store:
-        own = data_directory.identify(data, None).source
+        own = (store.meta(keys.META_INCARNATIONS) or [data_directory.identify(data, None).source])[-1]
         return [attrs.asdict(source) for source in sources_in(store, own)]
 
 

@@ -43,7 +43,7 @@ class PeerView:
     deltas_out: int
     bytes_in: int
     bytes_out: int
-    """Of its last session, as all five."""
+    """Since this node started, as all five."""
     equal: bool
     """Whether its last heartbeat showed the same digest as this node's."""
     pins: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -180,3 +181,11 @@ def test_a_node_without_peers_has_none(tmp_path: Path) -> None:
         refused = served.get("/api/peers", name="x")
         assert (refused.status, refused.blamed) == (400, ["name"])
     assert "Missing option '--data'" in one_line(invoke("sources").stderr)
+
+
+def test_the_own_source_is_the_present_incarnation(tmp_path: Path) -> None:
+    printed("append", "1", "--data", tmp_path / "a", "--source", "alice")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    printed("append", "2", "--data", tmp_path / "b", "--adopt")
+    rows = lines_of("sources", "--data", tmp_path / "b", "--json")
+    assert [(row["source"].partition("~")[0], row["own"]) for row in rows] == [("alice", False), ("alice", True)]

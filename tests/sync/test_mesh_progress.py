@@ -10,12 +10,13 @@ from trio.testing import MockClock
 
 from deltalog.codec import build
 from deltalog.delta import Delta
-from deltalog.errors import StoreFull
+from deltalog.errors import StoreFull, UsageError
 from sync.mesh import Mesh
 from sync.messages import Hello, Total
 from sync.options import SyncOptions
+from sync.peer import Peer
 from tests.deltalog.memory_log import NOON_MS, Rig
-from tests.sync.nodes import World, converged, until
+from tests.sync.nodes import CheapKey, World, converged, trusting, until
 
 
 async def test_totals_are_announced_before_much_comes(autojump_clock: MockClock) -> None:
@@ -150,3 +151,75 @@ async def test_what_waited_for_others_is_acknowledged_once_it_is_synced(autojump
             await converged(alice, bob)
             await until(lambda: alice.mesh._lag("bob") == 0)
             assert dict(alice.log.held_by(1)) == {"alice": 1, "carol": 3}
+
+
+async def test_a_peer_that_does_not_read_harms_nobody_else(autojump_clock: MockClock) -> None:
+    """Its outbox is full when the log syncs something it is to be told of at once."""
+    world = World()
+    async with world.node("alice") as alice, world.node("bob", "alice") as bob, world.node("carol", "alice") as carol:
+        alice.append(1)
+        await converged(alice, bob, carol)
+        stuck = alice.mesh.peers["bob"]
+        stuck.incoming._owed["alice"] = 9
+        stuck.wire._waiting_bytes += 2 << 20
+        alice.append(1)
+        await until(lambda: any("wait for the other side to read" in text for text in world.problems))
+        await alice.log.append("the log goes on", durable=True)
+        await converged(alice, bob, carol)
+
+
+async def test_sources_that_wait_for_their_turn_have_not_stalled(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Peer, "unask", lambda _, sources: pytest.fail(f"{sources} are taken for stalled"))
+    world = World(signed=False)
+    options = SyncOptions(rate_bytes=2_000)
+    async with world.node("alice", options=options) as alice:
+        await alice.log.receive([build(f"s{number}", 1, (NOON_MS << 16) + number, b"x" * 500) for number in range(200)])
+        await alice.log.flush()
+        async with world.node("bob", "alice") as bob:
+            await converged(alice, bob)
+            traffic = bob.mesh.statuses()[0].traffic
+            assert (traffic.deltas_in, traffic.deltas_known) == (200, 0)
+
+
+async def test_what_is_refused_again_and_again_is_told_once_and_asked_for_rarely(autojump_clock: MockClock) -> None:
+    world, rig = World(), Rig()
+    rig.wall.ms += 3_600_000
+    async with world.node("alice", rig=rig) as alice, world.node("bob", "alice") as bob:
+        for _ in range(5):
+            alice.append(200)
+            await alice.log.flush()
+        await trio.sleep(300)
+        refusals = [text for text in world.problems if "ahead of this node's clock" in text]
+        assert len(refusals) == 1
+        assert bob.mesh.statuses()[0].traffic.deltas_in <= 15 * 1000
+        bob.rig.wall.ms += 3_600_000
+        await converged(alice, bob)
+
+
+async def test_i14_a_difference_is_named(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bob forgets to ask for one source."""
+    world = World(signed=False)
+    wanted = Mesh._wanted
+    monkeypatch.setattr(
+        Mesh, "_wanted", lambda mesh, source: wanted(mesh, source) and (mesh.node, source) != ("bob", "lost")
+    )
+    async with world.node("alice") as alice:
+        await alice.log.receive([build("lost", 1, NOON_MS << 16, 1), build("found", 1, NOON_MS << 16, 1)])
+        await alice.log.flush()
+        async with world.node("bob", "alice") as bob:
+            await until(lambda: any("these sources differ: 'lost'; heads" in text for text in world.problems))
+            assert dict(bob.log.heads) == {"found": 1}
+
+
+async def test_a_node_whose_key_was_replaced_says_so(autojump_clock: MockClock) -> None:
+    world, rig = World(), Rig()
+    async with world.node("alice", rig=rig) as alice:
+        alice.append(1)
+    with pytest.raises(UsageError, match="was signed with key .* before, and this node's key is"):
+        async with world.node("alice", rig=rig, signer=CheapKey("bob")):
+            pytest.fail("it opened")
+    trust = trusting("alice", "bob", named={"alice": CheapKey("bob").key})
+    async with world.node("alice", rig=rig, signer=CheapKey("bob"), trust=trust) as alice:
+        alice.append(1)
