@@ -6,6 +6,7 @@ restart, and every grant told in the trail, or the next start saying that it may
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -27,8 +28,8 @@ LIVES = 10
 """Rounds that one directory goes through."""
 STOP_S = 0.03
 """Longer than most leases last."""
-MANY = 200
-"""Rounds in which everything comes about."""
+PATIENCE = 4
+"""Times the rounds, at most, until everything has come about that is left to chance."""
 
 
 def stale(history: LockHistory, chance: random.Random) -> list[list[Any]]:
@@ -82,13 +83,16 @@ def test_i12_killed_and_stopped_while_tasks_hold_locks(
     tmp_path: Path, rounds: Rounds, capsys: pytest.CaptureFixture[str], how: str
 ) -> None:
     count = rounds(50, nightly=1_000)
-    counts = Counter[str]()
-    for each in side_by_side(lambda seed: lives(tmp_path, seed, how), list(range(-(-count // LIVES)))):
-        counts += each
+    counts, seeds, done = Counter[str](), itertools.count(), 0
+    due = "granted", "renewed", "lost", "refused", "stopped", *(["grants not recorded"] if how == "async" else [])
+    for _ in range(PATIENCE):
+        batch = list(itertools.islice(seeds, -(-count // LIVES)))
+        done += LIVES * len(batch)
+        for each in side_by_side(lambda seed: lives(tmp_path, seed, how), batch):
+            counts += each
+        if min(counts[each] for each in due) > 0:
+            break  # else a slow machine did not come to all of it: as many again
     with capsys.disabled():
-        print(f"\n{count} holders killed ({how}): {dict(sorted(counts.items()))}")
-    assert counts["granted"] > 0
-    assert how == "async" or not counts["grants not recorded"], "a strict grant is recorded before it is given"
-    if count >= MANY:  # in a few rounds on a slow machine some of it may not come about
-        assert min(counts[each] for each in ("renewed", "lost", "refused", "stopped")) > 0
-        assert counts["grants not recorded"] or how == "strict", "the kill met grants that were not recorded yet"
+        print(f"\n{done} holders killed ({how}): {dict(sorted(counts.items()))}")
+    assert min(counts[each] for each in ("granted", "renewed", "lost", "refused", "stopped")) > 0
+    assert (counts["grants not recorded"] > 0) == (how == "async"), "the kill met grants that were not recorded yet"

@@ -99,8 +99,7 @@ def test_i1_i2_i14_killed_on_either_side_of_a_catch_up(
 ) -> None:
     killed = Counter[str]()
     resumed = 0
-    count = rounds(1, nightly=30)
-    for seed in range(count):
+    for seed in range(rounds(3, nightly=30)):
         each = Round(tmp_path / str(seed), seed)
         for _ in range(KILLS):
             each.kill_one()
@@ -110,4 +109,4 @@ def test_i1_i2_i14_killed_on_either_side_of_a_catch_up(
         assert said["deltas_known"] == 0, "what was held was sent again"
     with capsys.disabled():
         print(f"\nkilled: {dict(killed)}; {resumed} catch-ups went on from where they had stopped")
-    assert resumed or count < 5, "no catch-up was cut in the middle"
+    assert resumed, "no catch-up was cut in the middle"
