@@ -7,16 +7,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from deltalog.errors import DeltaLogError
 
 
 class SyncError(DeltaLogError):
     """Root of what ends a session or refuses a peer."""
 
-    blamed: ClassVar[bool] = False
-    """Whether the peer broke a rule, rather than the network or an operator."""
+    @property
+    def blamed(self) -> bool:
+        """Whether the peer broke a rule, rather than the network or an operator."""
+        return False
 
 
 class LinkFailed(SyncError):
@@ -54,7 +54,9 @@ class PeerBusy(SyncError):
 class ProtocolError(SyncError):
     """Raised when a peer's bytes break a rule of the protocol. The message names the field and the limit."""
 
-    blamed = True
+    @property
+    def blamed(self) -> bool:
+        return True
 
 
 class HeadRefused(SyncError):
@@ -67,7 +69,11 @@ class HeadRefused(SyncError):
         super().__init__(f"source {source[:200]!r}: {reason}"[:500])
         self.source = source
         self.reason = reason
-        self.blamed = forged  # type: ignore[misc]  # an instance says what its class cannot know
+        self.forged = forged
+
+    @property
+    def blamed(self) -> bool:
+        return self.forged
 
 
 class Diverged(HeadRefused):

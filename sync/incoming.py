@@ -134,7 +134,7 @@ class Incoming:
                 raise ProtocolError(f"deltas of {run.source!r} from {run.after + 1}, which leaves a gap") from None
         except HeadRefused as error:
             if isinstance(error, Diverged) and self._taken.get(run.source) == run.after:
-                error.blamed = True  # type: ignore[misc]  # what is before came from there, too: it is no fork
+                error = Diverged(run.source, error.reason, forged=True)  # what is before came from there, too: no fork
             self._drop(run.source)
             self._strike(error)
         return None
