@@ -25,7 +25,7 @@ from litestar.types import Receive, Scope, Send
 from audit.api_values import csv_head, csv_rows, json_line
 from audit.event import AuditEvent, Recorded
 from audit.problems import refused
-from deltalog.log import open_nursery
+from deltalog.nursery import open_nursery
 
 CHUNK_BYTES: Final = 64 << 10
 BEAT_S: Final = 15.0

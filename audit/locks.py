@@ -41,7 +41,7 @@ from audit.target import Target, overlaps
 from audit.tokens import Reservations, Tokens
 from deltalog.clock import Clock
 from deltalog.errors import DeltaLogError, UsageError
-from deltalog.log import open_nursery
+from deltalog.nursery import open_nursery
 from deltalog.writer import Offload
 
 WAIT_S_DEFAULT: Final = 30.0

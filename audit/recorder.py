@@ -32,7 +32,7 @@ from audit.overflow import Overflow, RecorderOptions, RecorderStatistics
 from audit.store import AuditStore, Run
 from deltalog.clock import Clock
 from deltalog.errors import StoreBackpressure, StoreBusy, StoreCorrupt, StoreError, StoreFull, UsageError
-from deltalog.log import open_nursery
+from deltalog.nursery import open_nursery
 from deltalog.writer import Offload
 
 BACKPRESSURE_DELAY_S: Final = 0.005

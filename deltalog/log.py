@@ -9,7 +9,7 @@ How an append travels:  clock -> codec -> ring (visible) -> writer (chain, group
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from types import MappingProxyType
@@ -28,6 +28,7 @@ from deltalog.failpoints import reach
 from deltalog.fence import Guard
 from deltalog.inbox import Inbox, InboxStatistics
 from deltalog.keys import PEERS, RESERVED, RETIRED, encode_retired
+from deltalog.nursery import open_nursery
 from deltalog.reader import Conflicts, Reader, Stream, check_floor
 from deltalog.receiver import Frontier, Receipt, Receiver
 from deltalog.retention import Retention, plan
@@ -752,46 +753,3 @@ def _number(field: str, value: object, most: int) -> int:
     if type(value) is not int or not 0 <= value <= most:
         raise UsageError(f"{field} must be an integer from 0 to {most}, not {value!r}")
     return value
-
-
-@asynccontextmanager
-async def open_nursery() -> AsyncIterator[trio.Nursery]:
-    """A nursery whose single failure comes out as itself, not wrapped in a group: the caller's error stays theirs."""
-    try:
-        async with trio.open_nursery() as nursery:
-            yield nursery
-    except BaseExceptionGroup as group:
-        only = _only(group)
-        if only is None:
-            raise
-        context, hidden = only.__context__, only.__suppress_context__
-        try:
-            raise only
-        finally:
-            only.__context__, only.__suppress_context__ = context, hidden
-            del only, group
-
-
-def _only(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
-    """The one error in a group, not counting what another one in it caused; None if there are several.
-
-    Not looked into: a group that the caller's own nursery made stays as it is.
-    """
-    errors = group.exceptions
-
-    def follows(error: BaseException) -> bool:
-        return all(
-            isinstance(leaf, trio.Cancelled) or any(leaf.__cause__ is other for other in errors)
-            for leaf in _leaves(error)
-        )
-
-    first = [error for error in errors if not follows(error)] or errors[:1]
-    return first[0] if len(first) == 1 else None
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error

@@ -24,7 +24,8 @@ from deltalog.data_directory import make_reserve
 from deltalog.errors import DeltaLogError, StoreError, UsageError
 from deltalog.failpoints import reach
 from deltalog.keys import Head
-from deltalog.log import DeltaLog, LogOptions, Truncation, open_nursery
+from deltalog.log import DeltaLog, LogOptions, Truncation
+from deltalog.nursery import open_nursery
 from deltalog.profiles import SharedMemory
 from deltalog.retention import Retention
 from deltalog.rocks_values import Health

@@ -21,7 +21,8 @@ import trio
 
 from deltalog.causality import Conflict, ConflictFinder
 from deltalog.errors import BelowFloor, DeltaLogError, LogReadOnly, UsageError
-from deltalog.log import DeltaLog, open_nursery
+from deltalog.log import DeltaLog
+from deltalog.nursery import open_nursery
 from deltalog.receiver import Receipt, Refusal
 from sync.errors import Diverged, Duplicate, HeadRefused, LinkFailed, LinkRefused, PeerBusy, SyncError
 from sync.feeders import Feeders, best

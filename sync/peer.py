@@ -17,7 +17,8 @@ from typing import Final, Protocol
 import trio
 
 from deltalog.errors import DeltaLogError
-from deltalog.log import DeltaLog, open_nursery
+from deltalog.log import DeltaLog
+from deltalog.nursery import leaves, open_nursery
 from deltalog.receiver import Receipt
 from sync import comparison
 from sync.comparison import Comparison, Part
@@ -390,21 +391,13 @@ def _one_error() -> Iterator[None]:
         yield
     except BaseExceptionGroup as group:
         cancelled, rest = group.split(trio.Cancelled)
-        errors = list(_leaves(rest)) if rest is not None else []
+        errors = list(leaves(rest)) if rest is not None else []
         if not all(isinstance(error, DeltaLogError) for error in errors):
             raise
-        error = next(_leaves(cancelled)) if cancelled is not None else max(errors, key=_weight)
+        error = next(leaves(cancelled)) if cancelled is not None else max(errors, key=_weight)
     else:
         return
     raise error
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
 
 
 def _weight(error: BaseException) -> int:

@@ -7,7 +7,7 @@ from typing import Final
 
 import trio
 
-from deltalog.log import open_nursery
+from deltalog.nursery import open_nursery
 
 _PIECE_BYTES: Final = 64 << 10
 _GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError, OSError)

@@ -13,7 +13,7 @@ from typing import Final
 import attrs
 import trio
 
-from deltalog.log import open_nursery
+from deltalog.nursery import open_nursery
 from sync import Dialer, Mesh, PeerStatus, Traffic
 
 LOOK_S: Final = 0.05

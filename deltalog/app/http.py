@@ -39,7 +39,7 @@ from deltalog.app.metrics import CONTENT_TYPE, Metrics
 from deltalog.app.node import Node
 from deltalog.app.peer_api import peer_routes
 from deltalog.errors import UsageError
-from deltalog.log import open_nursery
+from deltalog.nursery import open_nursery
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _GRACE_S: Final = 3.0

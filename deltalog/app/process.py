@@ -18,7 +18,7 @@ import trio
 
 from deltalog.app.terminal import OutputClosed, say_line
 from deltalog.errors import DeltaLogError, UsageError
-from deltalog.log import open_nursery
+from deltalog.nursery import open_nursery
 
 FAILED: Final = 1
 MISUSED: Final = 2

@@ -23,8 +23,8 @@ from deltalog.app.peer_options import PeerOptions, peer_options, trust_options
 from deltalog.app.process import DEBUG_VARIABLE, Interrupted, run
 from deltalog.app.terminal import Meter, note, print_json, shown
 from deltalog.errors import DeltaLogError, UsageError
-from deltalog.log import open_nursery
 from deltalog.manager import Problem
+from deltalog.nursery import open_nursery
 
 TOKEN_VARIABLE: Final = "DELTALOG_TOKEN"  # noqa: S105  # its name
 TOKEN_CHARS_MIN: Final = 16

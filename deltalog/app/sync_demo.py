@@ -36,7 +36,7 @@ from deltalog.app.story import Story
 from deltalog.app.terminal import Meter
 from deltalog.delta import Delta
 from deltalog.errors import DeltaLogError
-from deltalog.log import open_nursery
+from deltalog.nursery import open_nursery
 from sync import SyncOptions
 from sync.node_keys import NODE_KEY, create_key, key_text, parse_key
 

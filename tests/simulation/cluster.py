@@ -23,7 +23,7 @@ import trio
 import trio._core._run as scheduler
 from trio.testing import MockClock
 
-from deltalog.log import open_nursery
+from deltalog.nursery import open_nursery
 from sync.memory_transport import Network, Weather
 from sync.options import SyncOptions
 from tests.simulation.faults import CALM, FAR, HOUR_MS, KINDS, NEED_SIGNATURES, Nemesis

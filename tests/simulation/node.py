@@ -23,7 +23,8 @@ import trio
 from deltalog.clock import Clock
 from deltalog.errors import LogReadOnly, RingFull, StoreFull
 from deltalog.keys import RETIRED, decode_retired
-from deltalog.log import DeltaLog, LogOptions, open_nursery
+from deltalog.log import DeltaLog, LogOptions
+from deltalog.nursery import open_nursery
 from sync.memory_transport import Network
 from sync.mesh import Mesh, open_mesh
 from sync.options import SyncOptions
