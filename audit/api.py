@@ -105,6 +105,7 @@ AfterNumber = Annotated[
         ge=0,
         le=NUMBER_MAX,
         required=False,
+        schema_extra={"minimum": 0},
     ),
 ]
 

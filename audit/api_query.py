@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 
 from litestar import Request
 from litestar.exceptions import ValidationException
-from litestar.openapi.spec import Parameter
+from litestar.openapi.spec import OpenAPI, Parameter, Schema
 from litestar.params import QueryParameter
 
 from audit.event import ID_BYTES, TARGET_BYTES, TIMESTAMP_MAX, TOKEN_MAX, Action
@@ -65,7 +65,10 @@ At = Annotated[
     ),
 ]
 MinToken = Annotated[
-    int | None, QueryParameter(description="Fencing token, at least.", ge=0, le=TOKEN_MAX, required=False)
+    int | None,
+    QueryParameter(
+        description="Fencing token, at least.", ge=0, le=TOKEN_MAX, required=False, schema_extra={"minimum": 0}
+    ),
 ]
 Order = Annotated[Literal["oldest", "newest"], QueryParameter(description="Which come first.", required=False)]
 Limit = Annotated[int, QueryParameter(description="At most so many.", ge=1, le=LIMIT_MAX, required=False)]
@@ -144,42 +147,50 @@ def blamed(message: str, names: Mapping[str, object]) -> str:
 
 
 def refuse_unknown(request: Request[Any, Any, Any]) -> None:
-    """Refuse a parameter that the route does not have, and one given twice that is no list.
+    """Refuse a parameter that the route does not have, one given twice that is no list, and a number that is `null`.
 
-    A filter with a slip in its name would otherwise answer with everything.
+    A filter with a slip in its name would otherwise answer with everything; so would one with a missing number.
     """
     known = _parameters(request)
     errors: list[ParameterError] = []
     seen: set[str] = set()
-    for name, _ in request.query_params.multi_items():
+    for name, value in request.query_params.multi_items():
         if name not in known:
             names = ", ".join(sorted(known)) or "none"
             errors.append(ParameterError(name, f"there is no such parameter; there are: {names}"))
-        elif name in seen and not known[name]:
+        elif name in seen and known[name] != "array":
             errors.append(ParameterError(name, "it is given more than once"))
+        elif value == "null" and known[name] == "integer":
+            errors.append(ParameterError(name, "it must be a number, not null"))
         seen.add(name)
     if errors:
         raise Refused(problem(400, "", errors))
 
 
-def _parameters(request: Request[Any, Any, Any]) -> dict[str, bool]:
-    """Query parameters of this route, and whether each may be given several times; as the OpenAPI document says."""
-    cache: dict[str, dict[str, bool]] = request.app.state.setdefault("parameters", {})
+def _parameters(request: Request[Any, Any, Any]) -> dict[str, str]:
+    """Query parameters of this route, and the type of each, as the OpenAPI document says."""
+    cache: dict[str, dict[str, str]] = request.app.state.setdefault("parameters", {})
     template = request.scope["path_template"]
     if template not in cache:
         item = (request.app.openapi_schema.paths or {}).get(template)
         given = (item.get.parameters if item is not None and item.get is not None else None) or []
         cache[template] = {
-            each.name: _is_list(each.schema)
-            for each in given
-            if isinstance(each, Parameter) and each.param_in == "query"
+            each.name: _type(each.schema) for each in given if isinstance(each, Parameter) and each.param_in == "query"
         }
     return cache[template]
 
 
-def _is_list(schema: Any) -> bool:
-    types = {str(getattr(each.type, "value", each.type)) for each in (schema, *(schema.one_of or ()))}
-    return "array" in types
+def _type(schema: Any) -> str:
+    return str(getattr(schema.type, "value", schema.type))
+
+
+def without_null(document: OpenAPI) -> None:
+    """Say of each parameter what it is when it is given. One left out is `None` in Python; no URL can hold a null."""
+    for item in (document.paths or {}).values():
+        for each in (item.get.parameters if item.get is not None else None) or []:
+            if isinstance(each, Parameter) and isinstance(each.schema, Schema) and each.schema.one_of:
+                (given,) = (one for one in each.schema.one_of if isinstance(one, Schema) and _type(one) != "null")
+                each.schema.type, each.schema.items, each.schema.one_of = given.type, given.items, None
 
 
 def invalid(error: ValidationException) -> Refused:

@@ -33,6 +33,7 @@ from litestar.openapi.spec import Components, Reference, SecurityScheme
 
 import deltalog
 from audit.api import Sources, routes, say
+from audit.api_query import without_null
 from deltalog.app.connections import Connections
 from deltalog.app.http_guard import Application, HttpGuard, RequestLimits
 from deltalog.app.metrics import CONTENT_TYPE, Metrics
@@ -107,6 +108,7 @@ def application(
         request_max_body_size=0,
         on_app_init=[_quiet],
     )
+    without_null(app.openapi_schema)
     guarded: Any = app
     return HttpGuard(
         guarded, token_hashes=options.token_hashes, limits=options.limits, seen=metrics.count_request, on_fault=on_fault
