@@ -35,7 +35,7 @@ FEW = 100
 def run(scale: float) -> list[Figure]:
     """Measure; `scale` 1 is the full size."""
     count = int(100_000 * scale)
-    figures = _catch_up(count)
+    figures = _catch_up(count) + _catch_up(count, "--compress")
     figures += _live(int(500 * scale) or 20, int(20_000 * scale) or 200)
     for sources in (100, 10_000, int(100_000 * scale)):
         figures.append(_heads(sources))
@@ -60,15 +60,22 @@ def _alice(directory: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[
             child.kill()
 
 
-def _catch_up(count: int) -> list[Figure]:
+def _catch_up(count: int, *more: str) -> list[Figure]:
     ratios, rates, shares = [], [], []
     for _ in range(3):
-        with tempfile.TemporaryDirectory() as name, _alice(Path(name), "--deltas", str(count)) as (_, address):
+        with tempfile.TemporaryDirectory() as name, _alice(Path(name), "--deltas", str(count), *more) as (_, address):
             own = trio.run(_own_rate, Path(name) / "own", count)
             rate, share = trio.run(_fetch, Path(name) / "bob", address, count)
         ratios.append(rate / own)
         rates.append(rate)
         shares.append(share)
+    if more:
+        return [
+            Figure("catch-up, compressed: ratio to own appends", statistics.median(ratios), "x"),
+            Figure(
+                "bytes on the wire, compressed, ratio to the records", statistics.median(shares), "x", note="zlib 1"
+            ),
+        ]
     note = f"{count:,} deltas, two processes, loopback TLS 1.3, signed, synced; against append_nowait and flush"
     return [
         Figure("catch-up: ratio to the receiver's own appends", statistics.median(ratios), "x", ">= 0.5", note),

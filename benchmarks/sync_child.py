@@ -20,6 +20,7 @@ from deltalog import RingFull, open_log
 from deltalog.log import DeltaLog
 from sync.mesh import Mesh, open_mesh
 from sync.node_keys import NodeKey, NodeSigner, verify
+from sync.options import SyncOptions
 from sync.tcp_transport import TcpTransport
 from sync.tls_stream import Keyring
 from sync.trust import Trust
@@ -30,13 +31,14 @@ _NAMES = {ALICE.public: "alice", BOB.public: "bob"}
 
 @asynccontextmanager
 async def opened(
-    path: Path, key: NodeKey, other: NodeKey
+    path: Path, key: NodeKey, other: NodeKey, *, compress: bool | None = None
 ) -> AsyncIterator[tuple[DeltaLog, Callable[..., AbstractAsyncContextManager[Mesh]], Any]]:
     """A log, and what makes a mesh that listens (given `on_listening`) or dials an address."""
     trust = Trust("bench", verify, pinned=frozenset((key.public, other.public)))
+    options = SyncOptions(compress=compress)
     transport = TcpTransport(Keyring(key, pinned=[other.public]))
     async with open_log(path, source=_NAMES[key.public]) as log:
-        mesh = partial(open_mesh, log, node=log.source, trust=trust, signer=NodeSigner(key))
+        mesh = partial(open_mesh, log, node=log.source, trust=trust, signer=NodeSigner(key), options=options)
 
         def listen(told: Callable[[str], None]) -> AbstractAsyncContextManager[Mesh]:
             return mesh(listeners=[transport], on_listening=told)
@@ -58,8 +60,8 @@ async def append_all(log: DeltaLog, payloads: Sequence[Any]) -> None:
     await log.flush()
 
 
-async def _main(path: Path, deltas: int, live: int, rate: float) -> None:
-    async with opened(path, ALICE, BOB) as (log, listen, _):
+async def _main(path: Path, deltas: int, live: int, rate: float, compress: bool | None) -> None:
+    async with opened(path, ALICE, BOB, compress=compress) as (log, listen, _):
         rng = random.Random(1)
         await append_all(log, [edit(rng) for _ in range(deltas or 1)])
         async with listen(lambda address: print(json.dumps({"address": address}), flush=True)):
@@ -83,5 +85,6 @@ if __name__ == "__main__":
     parser.add_argument("--deltas", type=int, default=0)
     parser.add_argument("--live", type=int, default=0, help="deltas to append once a line comes")
     parser.add_argument("--rate", type=float, default=0, help="a second; 0: one at a time, durable")
+    parser.add_argument("--compress", action="store_true", default=None, help="though it is on this machine")
     chosen = parser.parse_args()
-    trio.run(_main, chosen.path, chosen.deltas, chosen.live, chosen.rate)
+    trio.run(_main, chosen.path, chosen.deltas, chosen.live, chosen.rate, chosen.compress)

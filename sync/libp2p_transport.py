@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from ipaddress import ip_address
 from typing import Any, Final
 
 import trio
@@ -115,6 +116,8 @@ class Libp2pLink:
         self._muxed: Any = getattr(stream, "muxed_stream")  # noqa: B009  # the interface does not name it
         self._in = ByteBuffer(BUFFER_BYTES_MAX)
         self._out = ByteBuffer(BUFFER_BYTES_MAX)
+        remote = stream.get_remote_address()
+        self.local = remote is not None and ip_address(remote[0]).is_loopback
         self._closed = False
         self._heard_all = trio.Event()
         self._done = trio.Event()

@@ -283,6 +283,7 @@ class MemoryLink:
         self.here = here
         self.there = there
         self.peer_key = key
+        self.local = True
         self.name = f"memory {here}-{there}"
         self._network = network
         self._out = out

@@ -30,6 +30,7 @@ from sync.heads import Entry
 from sync.ledger import Ledger
 from sync.messages import VERSION, Alive, Below, Goodbye, Hello, Welcome, split
 from sync.options import SyncOptions
+from sync.packing import FEATURE
 from sync.peer import CLOSING, DUPLICATE, Left, Peer
 from sync.status import Known, PeerStatus
 from sync.transport import Dialer, Link, Listener
@@ -160,7 +161,7 @@ class Mesh:
     def greeting(self) -> Hello:
         """What this node says of itself."""
         key, voucher = (self._signer.key, self._signer.voucher) if self._signer is not None else (b"", b"")
-        return Hello(VERSION, self.trust.cluster, self.node, self.log.source, key, voucher)
+        return Hello(VERSION, self.trust.cluster, self.node, self.log.source, key, voucher, (FEATURE,))
 
     def synced(self, heads: Mapping[str, int]) -> None:
         """The log synced these: tell everybody."""

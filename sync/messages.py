@@ -5,7 +5,7 @@ A frame:
     offset  size  field
     0       4     bytes that follow (big endian, like every number here)
     4       1     type of the message
-    5       ...   body: a msgpack array of fixed shape, but for DELTAS
+    5       ...   body: a msgpack array of fixed shape, but for DELTAS and PACKED
 
     type        body
     1  HELLO    version, cluster, node, source, key, voucher, features
@@ -23,6 +23,7 @@ A frame:
     13 BELOW    snapshot or "", [source, floor], ...: what you want was dropped here
     14 ALIVE    sources, deltas ever, digest of all synced heads
     15 TOTAL    deltas and bytes that are about to come, as far as known
+    16 PACKED   zlib: whole frames of DELTAS, HEAD and COMMIT (see `packing`); only to who can read it, as HELLO says
 
 One delta is one element of a run; a run of one source has dense seqs, and its last frame is followed by HEAD. Every
 decoder checks exact types and ranges, raises `ProtocolError` and nothing else, and takes time and memory in proportion
@@ -222,6 +223,13 @@ class Total:
     size_bytes: int
 
 
+@attrs.frozen
+class Packed:
+    """Frames of a batch, compressed."""
+
+    body: bytes
+
+
 Message: TypeAlias = (
     Hello
     | Welcome
@@ -238,6 +246,7 @@ Message: TypeAlias = (
     | Below
     | Alive
     | Total
+    | Packed
 )
 
 # ----------------------------------------------------------------------------------------------------------- checking
@@ -374,7 +383,10 @@ _TYPES: Final[dict[int, tuple[type[Any], Callable[[object], Message]]]] = {
     15: (Total, _total),
 }
 _DELTAS: Final = 9
+_PACKED: Final = 16
 _NUMBERS: Final[dict[type[Any], int]] = {kind: number for number, (kind, _) in _TYPES.items()}
+PACKABLE: Final = frozenset({_DELTAS, _NUMBERS[Head], _NUMBERS[Commit]})
+"""Types of the messages that batches are made of."""
 _LISTS: Final = {Compare: "parts", Want: "items", Unwant: "sources", Have: "items"}
 """Messages whose body is one list."""
 
@@ -383,6 +395,8 @@ _LISTS: Final = {Compare: "parts", Want: "items", Unwant: "sources", Have: "item
 
 def encode(message: Message) -> bytes:
     """Return the frame of any message but `Deltas` (see `encode_run`)."""
+    if isinstance(message, Packed):
+        return _PREFIX.pack(1 + len(message.body), _PACKED) + message.body
     kind = type(message)
     body = getattr(message, _LISTS[kind]) if kind in _LISTS else attrs.astuple(message, recurse=False)
     packed: bytes = msgpack.packb(body)
@@ -425,8 +439,8 @@ def frame_size(prefix: bytes, most: int, most_deltas: int) -> tuple[int, int]:
     than `most_deltas`).
     """
     size, number = _PREFIX.unpack(prefix)
-    if number != _DELTAS and number not in _TYPES:
-        raise ProtocolError(f"type of a message must be 1 to 15, not {number}")
+    if number not in (_DELTAS, _PACKED) and number not in _TYPES:
+        raise ProtocolError(f"type of a message must be 1 to {_PACKED}, not {number}")
     limit = most_deltas if number == _DELTAS else most
     if not 1 <= size <= limit:
         raise ProtocolError(f"frame of {size:,} bytes; the limit is {limit:,}")
@@ -437,6 +451,8 @@ def decode(number: int, body: bytes) -> Message:
     """Return the message with this type and body. Raises `ProtocolError`, and nothing else, for anything malformed."""
     if number == _DELTAS:
         return _decode_deltas(body)
+    if number == _PACKED:
+        return Packed(body)
     try:
         value = msgpack.unpackb(
             body,

@@ -35,6 +35,8 @@ class SyncOptions:
     """Messages that wait for a peer to read; beyond, the session ends."""
     rate_bytes: int = 0
     """Bytes of records a second to one peer; 0: no limit."""
+    compress: bool | None = None
+    """Whether batches are compressed for peers that can read that. None: for those on other machines."""
     requests: float = 20.0
     """Messages a second that make this node look something up for a peer, with bursts of twice as many."""
 
@@ -43,6 +45,8 @@ class SyncOptions:
             value = getattr(self, name)
             if type(value) not in (int, float) or not value > 0:
                 raise UsageError(f"sync.{name} must be a positive number, not {value!r}")
+        if self.compress not in (None, True, False):
+            raise UsageError(f"sync.compress must be True, False or None, not {self.compress!r}")
         if type(self.rate_bytes) is not int or self.rate_bytes < 0:
             raise UsageError(f"sync.rate_bytes must be an integer of at least 0, not {self.rate_bytes!r}")
 

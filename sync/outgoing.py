@@ -19,6 +19,7 @@ from deltalog.errors import BelowFloor
 from deltalog.log import DeltaLog
 from sync.ledger import Ledger
 from sync.messages import Below, Have, Total, encode, encode_run, split
+from sync.packing import pack
 from sync.session import Session
 from sync.wire import Traffic, Wire
 
@@ -59,6 +60,8 @@ class Outgoing:
         self._room = trio.Event()
         self.idle = True
         """Whether nothing is left that the peer wants and lacks."""
+        self.packs = False
+        """Whether batches are compressed."""
         self._stuck: dict[str, int] = {}
         """source -> synced head up to which nothing more can be sent: what is beyond ends in no head yet."""
         # the batch in the making
@@ -182,7 +185,7 @@ class Outgoing:
         frames, size = self._frames, self._size
         frames.append(encode(self._session.sending(self._heads, size, self._count)))
         self._frames, self._heads, self._size, self._count = [], {}, 0, 0
-        await self._out.push(frames)
+        await self._out.push(list(pack(frames)) if self.packs else frames)
         if self._rate_bytes:
             await trio.sleep(size / self._rate_bytes)
 

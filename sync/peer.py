@@ -45,6 +45,7 @@ from sync.messages import (
     Goodbye,
     Have,
     Hello,
+    Packed,
     Unwant,
     Want,
     Welcome,
@@ -52,6 +53,7 @@ from sync.messages import (
 )
 from sync.options import SyncOptions
 from sync.outgoing import Outgoing
+from sync.packing import FEATURE, unpack
 from sync.session import Batch, Event, Session, State, Witness
 from sync.transport import Link
 from sync.wire import Deadline, Wire
@@ -192,6 +194,7 @@ class Peer:
             if self.link.peer_key and hello.key != self.link.peer_key:
                 raise LinkRefused(f"{hello.node!r} claims another key than the one its link proved")
             self.name = hello.node
+            self.outgoing.packs = FEATURE in hello.features and self._packs()
             self.host.met(self)
             held = self.host.ledger.index.get(hello.source)
             seq, digest = (held.seq, held.hash) if held is not None else (0, b"")
@@ -206,6 +209,10 @@ class Peer:
             self._compared()
         elif self.dialed:
             self.compare()
+
+    def _packs(self) -> bool:
+        wished = self.host.options.compress
+        return wished if wished is not None else not self.link.local
 
     def _summary(self) -> tuple[int, int, bytes]:
         index = self.host.ledger.index
@@ -228,7 +235,9 @@ class Peer:
             event = self.session.receive(decode(number, body))
             if isinstance(event, Goodbye):
                 raise Left(event)
-            if event is not None:
+            if isinstance(event, Packed):
+                self.wire.unread(unpack(event))
+            elif event is not None:
                 return event
 
     async def _handle(self, event: Event) -> None:

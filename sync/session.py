@@ -41,6 +41,7 @@ from sync.messages import (
     Hello,
     Items,
     Message,
+    Packed,
     Total,
     Unwant,
     Want,
@@ -106,7 +107,7 @@ class Witness:
 
 
 Event: TypeAlias = (
-    Hello | Welcome | Compare | Want | Unwant | Have | Batch | Witness | Ack | Below | Alive | Total | Goodbye
+    Hello | Welcome | Compare | Want | Unwant | Have | Batch | Witness | Ack | Below | Alive | Total | Packed | Goodbye
 )
 """What came of a message, for whoever drives the session."""
 
@@ -114,7 +115,7 @@ _ALLOWED: Final[Mapping[State, tuple[type[Any], ...]]] = MappingProxyType(
     {
         State.GREETING: (Hello, Busy, Goodbye),
         State.WELCOMING: (Welcome, Busy, Goodbye),
-        State.OPEN: (Compare, Want, Unwant, Have, Deltas, Head, Commit, Ack, Below, Alive, Total, Goodbye),
+        State.OPEN: (Compare, Want, Unwant, Have, Deltas, Head, Commit, Ack, Below, Alive, Total, Packed, Goodbye),
         State.ENDED: (),
     }
 )

@@ -105,6 +105,7 @@ class PlainLink:
     def __init__(self, stream: trio.SocketStream, name: str) -> None:
         self.name = name
         self.peer_key = b""
+        self.local = True
         self._stream = stream
         self._sending = Turn("sending on this link")
         self._receiving = Turn("receiving on this link")
@@ -184,14 +185,19 @@ class TcpTransport:
 
     async def _link(self, stream: trio.SocketStream, name: str, *, server_side: bool) -> TlsStream | PlainLink:
         """The link over a connection; the connection is closed if this fails."""
+        try:
+            host = _host_and_port(stream.socket.getpeername())[0]
+            self._check_plain(host, name)
+        except OSError as error:  # gone already
+            await trio.aclose_forcefully(stream)
+            raise LinkFailed(f"cannot connect to {name}: {_why(error)}") from error
+        except UsageError:
+            await trio.aclose_forcefully(stream)
+            raise
         if self._keyring is None:
-            try:
-                self._check_plain(_host_and_port(stream.socket.getpeername())[0], name)
-            except (OSError, UsageError):
-                await trio.aclose_forcefully(stream)
-                raise
             return PlainLink(stream, f"tcp {name}")
-        link = TlsStream(stream, self._keyring, f"tls {name}", server_side=server_side)
+        local = is_loopback(host)
+        link = TlsStream(stream, self._keyring, f"tls {name}", server_side=server_side, local=local)
         with trio.move_on_after(self.limits.handshake_timeout_s):
             await link.shake_hands()
             return link

@@ -179,8 +179,11 @@ async def hang_up(stream: trio.SocketStream, *, wait: bool = True) -> None:
 class TlsStream:
     """One TLS connection; a `Link` once `shake_hands` has returned."""
 
-    def __init__(self, stream: trio.SocketStream, keyring: Keyring, name: str, *, server_side: bool) -> None:
+    def __init__(
+        self, stream: trio.SocketStream, keyring: Keyring, name: str, *, server_side: bool, local: bool = False
+    ) -> None:
         self.name = name
+        self.local = local
         self.peer_key = b""
         self._keyring = keyring
         self._contexts = keyring.contexts()

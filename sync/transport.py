@@ -23,6 +23,10 @@ class Link(Protocol):
         """The Ed25519 key (32 bytes) that the other side proved it has, admitted here; b"" if the link proves none."""
 
     @property
+    def local(self) -> bool:
+        """Whether the other side is on this machine for sure."""
+
+    @property
     def name(self) -> str:
         """For messages only: kind of link and address of the other side."""
 

@@ -92,6 +92,11 @@ class Wire:
         del self._buffer[:end]
         return number, body
 
+    def unread(self, frames: bytes) -> None:
+        """Take these whole frames before what comes."""
+        self._buffer[:0] = frames
+        self._frames = FRAMES  # inflating them took its time: let others run
+
     async def _fill(self, end: int, seconds: float) -> None:
         if len(self._buffer) < end:
             with Deadline(seconds, "sent the rest of a frame"):

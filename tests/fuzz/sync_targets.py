@@ -32,6 +32,7 @@ from sync.messages import (
     Head,
     Hello,
     Message,
+    Packed,
     Total,
     Unwant,
     Want,
@@ -42,6 +43,7 @@ from sync.messages import (
     frame_size,
     record_bytes_max,
 )
+from sync.packing import unpack
 from sync.trust import Evidence, SignedHead, decode_head, encode_head
 from tests.fuzz.targets import Target
 
@@ -90,6 +92,14 @@ MESSAGES: Final[tuple[Message, ...]] = (
     Below("snapshot-7", (("alice", 5),)),
     Alive(3, 12, _HASH),
     Total(100_000, 2**64 - 1),
+    Packed(
+        bytes.fromhex(
+            "780163606038c7c99a9893999cca0001ec408a9911c4061310413009920101b70360195106160666880898e480b2dd53"
+            "53324b12f5931a1725964c613cedc002115f7478e5114688995a509552509a134a7b3027e52741d98cacc98945f939f5"
+            "ff21e0a646059100a8ff22d7b4a5602f711e516060646266616563e7e0e4e2e6e1e5e317101412161115139790949296"
+            "9195933fa2904d001c7128a610506e02d053dcdc13cfc3420300e012862e"
+        )
+    ),
 )
 """One of each type at least, but for DELTAS."""
 FRAMES: Final = (*map(encode, MESSAGES), *encode_run("alice", 7, [delta.record for delta in RUN]))
@@ -115,8 +125,21 @@ def read_frame(data: bytes) -> None:
     if isinstance(message, Compare):
         _read_parts(list(message.parts))
         return
+    if isinstance(message, Packed):
+        _read_packed(message)
     frame = encode(message)
     assert decode(frame[4], frame[PREFIX_BYTES:]) == message
+
+
+def _read_packed(message: Packed) -> None:
+    try:
+        frames = unpack(message)
+    except ProtocolError:
+        return
+    while frames:
+        end = PREFIX_BYTES + frame_size(frames[:PREFIX_BYTES], FRAME_BYTES, FRAME_BYTES)[0]
+        read_frame(frames[:end])
+        frames = frames[end:]
 
 
 def _read_run(message: Deltas) -> None:

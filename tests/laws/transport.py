@@ -128,6 +128,7 @@ class TransportLaws:
     async def test_both_ends_know_the_key_of_the_other(self) -> None:
         async with self.pair() as pair, connected(pair) as ends:
             assert (ends.near.peer_key, ends.far.peer_key) == (pair.listener_key, pair.dialer_key)
+            assert ends.near.local and ends.far.local
             assert ends.near.name
             assert ends.far.name
 

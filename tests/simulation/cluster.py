@@ -71,13 +71,14 @@ class Plan:
         able = [kind for kind in KINDS if signed or kind not in NEED_SIGNATURES]
         drawn = chance.sample(able, min(chance.choice((0, 1, 2, 4, 8, len(KINDS))), len(able)))
         kinds = drawn if kinds is None else kinds
+        compress = random.Random(f"compress {seed}").random() < 0.3
         return cls(
             seed=seed,
             dials=_topology([*"abcdef"][: chance.choice((3, 3, 4, 4, 5, 6))], chance, twice=0.2 if kinds else 0.0),
             habits=Habits(
                 signed=signed,
                 log=options_of(chance, drift_ms=60_000 if FAR in kinds else 3 * HOUR_MS),
-                sync=SyncOptions(),
+                sync=SyncOptions(compress=compress),
                 slowest_write_s=chance.choice((0.0, 0.002, 0.1)),
                 appends_per_s=chance.choice((0.1, 0.2, 0.6)),
             ),
@@ -85,7 +86,7 @@ class Plan:
             pause_s=chance.choice((0.7, 2.0)),
             faulty_s=chance.choice((6.0, 12.0, 20.0)),
             skew_ms=HOUR_MS,
-            limits=_limits(chance) if kinds else {},
+            limits=(_limits(chance) if kinds else {}) | ({"sync.packing.PACK_BYTES_MIN": 1} if compress else {}),
         )
 
 

@@ -20,7 +20,8 @@ from deltalog.memory_store import MemoryStore
 from deltalog.store import Run
 from sync.errors import LinkFailed
 from sync.memory_transport import MemoryLink, MemoryTransport
-from sync.messages import PREFIX_BYTES, Message, decode
+from sync.messages import PREFIX_BYTES, Message, Packed, decode
+from sync.packing import unpack
 from sync.transport import Handler, Link
 
 _Change = Callable[[MemoryStore], object]
@@ -194,7 +195,11 @@ def messages(data: bytes) -> Iterator[Message]:
     at = 0
     while at < len(data):
         end = at + PREFIX_BYTES + int.from_bytes(data[at : at + 4], "big") - 1
-        yield decode(data[at + 4], data[at + PREFIX_BYTES : end])
+        message = decode(data[at + 4], data[at + PREFIX_BYTES : end])
+        if isinstance(message, Packed):
+            yield from messages(unpack(message))
+        else:
+            yield message
         at = end
 
 
@@ -211,6 +216,10 @@ class WatchedLink:
     @property
     def peer_key(self) -> bytes:
         return self._inner.peer_key
+
+    @property
+    def local(self) -> bool:
+        return self._inner.local
 
     @property
     def name(self) -> str:

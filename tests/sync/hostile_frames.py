@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -21,15 +22,18 @@ from sync.messages import (
     Have,
     Hello,
     Message,
+    Packed,
     Total,
     Unwant,
     Want,
     Welcome,
+    encode,
     encode_run,
 )
 from tests.sync.hostile import NOTHING, Foe, frame, joined
 from tests.sync.hostile_case import (
     ALL_STATES,
+    OPEN,
     Case,
     Play,
     came,
@@ -43,9 +47,9 @@ from tests.sync.nodes import CheapKey
 ALIVE: Final = 14
 PLAIN_LIES: Final[dict[str, tuple[bytes, str]]] = {
     "a frame of nothing": (frame(ALIVE, b"", 0), "frame of 0 bytes"),
-    "a type of 0": (frame(0, b"\x90"), "type of a message must be 1 to 15, not 0"),
-    "a type of 16": (frame(16, b"\x90"), "type of a message must be 1 to 15, not 16"),
-    "a type of 255": (frame(255, b"\x90"), "type of a message must be 1 to 15, not 255"),
+    "a type of 0": (frame(0, b"\x90"), "type of a message must be 1 to 16, not 0"),
+    "a type of 17": (frame(17, b"\x90"), "type of a message must be 1 to 16, not 17"),
+    "a type of 255": (frame(255, b"\x90"), "type of a message must be 1 to 16, not 255"),
     "a frame of 4 GiB": (frame(ALIVE, b"", 2**32 - 1), "frame of 4,294,967,295 bytes; the limit is"),
     "deltas of 2 GiB": (frame(9, b"", 2**31), "frame of 2,147,483,648 bytes; the limit is"),
     "a web browser": (b"GET / HTTP/1.1\r\nHost: alice\r\n\r\n", "type of a message must be"),
@@ -129,6 +133,26 @@ FIELD_LIES: Final[dict[str, tuple[bytes, str]]] = {
 }
 
 
+PACKED_LIES: Final[dict[str, tuple[bytes, str]]] = {
+    "no zlib": (b"x" * 40, "packed: Error"),
+    "nothing": (b"", "packed: it ends too early"),
+    "bytes behind the end": (zlib.compress(encode(Commit(1))) + b"x", "packed: bytes behind the end"),
+    "another checksum": (zlib.compress(encode(Commit(1)))[:-1] + b"x", "packed: Error"),
+    "a bomb": (zlib.compress(bytes(1 << 24), 9), "packed: more than 262,144 bytes of frames"),
+    "a little too much": (
+        zlib.compress(encode(Commit(1)) * (messages.FRAME_BYTES // 7 + 1)),
+        "packed: more than 262,144 bytes",
+    ),
+    "half a prefix": (zlib.compress(encode(Commit(1)) + b"\0\0"), "packed: the last frame is not whole"),
+    "half a frame": (zlib.compress(encode(Commit(1))[:-1]), "packed: the last frame is not whole"),
+    "a heartbeat": (zlib.compress(encode(Alive(1, 1, bytes(32)))), "packed: a message of type 14"),
+    "itself": (zlib.compress(encode(Packed(zlib.compress(encode(Commit(1)))))), "packed: a message of type 16"),
+    "a type of 99": (zlib.compress(frame(99, b"")), "type of a message must be 1 to 16, not 99"),
+    "a frame of 4 GiB": (zlib.compress(frame(11, b"", 2**32 - 1)), "frame of 4,294,967,295 bytes; the limit is"),
+}
+"""What is not packed as an honest node does, and why it is refused."""
+
+
 def malformed() -> Iterator[Case]:
     """Bytes that no state takes."""
     for name, (data, reason) in PLAIN_LIES.items():
@@ -138,6 +162,15 @@ def malformed() -> Iterator[Case]:
         for state in (greeting, opened):
             if len(data) < messages.HELLO_BYTES or state is opened:
                 yield Case(f"{name} ({state.__name__})", saying(state, data), ProtocolError, reason)
+    for name, (data, reason) in PACKED_LIES.items():
+        for state in OPEN:
+            yield Case(
+                f"packed: {name} ({state.__name__})",
+                saying(state, Packed(data)),
+                ProtocolError,
+                reason,
+                takes=came(state),
+            )
 
 
 EACH: Final[dict[str, Message | bytes]] = {
@@ -155,6 +188,7 @@ EACH: Final[dict[str, Message | bytes]] = {
     "BELOW": Below("", (("bob", 1),)),
     "ALIVE": Alive(0, 0, NOTHING),
     "TOTAL": Total(1, 1),
+    "PACKED": Packed(zlib.compress(encode(Commit(1)))),
 }
 _OPENING: Final = {"HELLO", "WELCOME", "BUSY"}
 TURNS: Final = ((greeting, {"HELLO", "BUSY"}), (welcoming, {"WELCOME", "BUSY"}), (opened, EACH.keys() - _OPENING))

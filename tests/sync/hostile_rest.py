@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 
 import trio
@@ -19,6 +20,7 @@ from sync.messages import (
     Goodbye,
     Have,
     Message,
+    Packed,
     Total,
     Unwant,
     Want,
@@ -152,6 +154,18 @@ async def pulses_of_nonsense(foe: Foe) -> None:
     assert len(foe.said(Compare)) < 60
 
 
+async def packs_what_it_sends(foe: Foe) -> None:
+    """Though the node does not: a batch in one piece, then deltas without their head."""
+    await live(foe)
+    foe.tale.grow(3)
+    foe.batches += 2
+    await foe.say(Packed(zlib.compress(joined([*foe.tale.run(3, 4), encode(Commit(2))]))))
+    *deltas, head = foe.tale.run(5)
+    await foe.say(Packed(zlib.compress(joined(deltas))), head, Commit(3))
+    while foe.said(Ack)[-1].number < 3:
+        await foe.listen(Ack)
+
+
 def rest() -> Iterator[Case]:
     """Requests, acknowledgements, heartbeats."""
     yield Case("wants what nobody has", _repeating(Want((("nobody", 0),)), 200, least_s=7), None, takes=2)
@@ -175,6 +189,7 @@ def rest() -> Iterator[Case]:
         "bytes wait for the other side to read them",
         takes=2,
     )
+    yield Case("packs what it sends", packs_what_it_sends, None, takes=5)
     yield Case("acks more than it got", acks_more_than_it_got, None, takes=2)
     for name, acks, reason in (
         ("an ack of nothing", [lambda number: Ack(number + 1, ())], "ACK of batch 2, which is not due"),

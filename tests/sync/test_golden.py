@@ -13,7 +13,19 @@ import pytest
 
 from deltalog.delta import Limits
 from sync import comparison
-from sync.messages import PREFIX_BYTES, VERSION, Compare, Deltas, Message, decode, encode, encode_run, frame_size
+from sync.messages import (
+    PREFIX_BYTES,
+    VERSION,
+    Compare,
+    Deltas,
+    Message,
+    Packed,
+    decode,
+    encode,
+    encode_run,
+    frame_size,
+)
+from sync.packing import unpack
 from tests.fuzz.sync_targets import FRAMES, MESSAGES, PARTS, RUN
 
 PATH: Final = Path(__file__).parent / "golden" / f"frames-{VERSION}.hex"
@@ -34,7 +46,7 @@ def read(frame: bytes) -> Message:
 
 
 def test_t19_every_type_has_a_golden_frame() -> None:
-    assert {frame[4] for _, frame in golden()} == set(range(1, 16))
+    assert {frame[4] for _, frame in golden()} == set(range(1, 17))
 
 
 @pytest.mark.parametrize(("name", "frame"), golden())
@@ -56,6 +68,9 @@ def test_t19_golden_frames_mean_what_they_meant() -> None:
     assert [message for message in said if not isinstance(message, Deltas | Compare)] == [
         message for message in MESSAGES if not isinstance(message, Compare)
     ]
+    (packed,) = [message for message in said if isinstance(message, Packed)]
+    first = dict(reversed(golden()))
+    assert unpack(packed) == first["Deltas"] + first["Head"] + first["Commit"]
     (compare,) = [message for message in said if isinstance(message, Compare)]
     assert comparison.decode(list(compare.parts)) == list(PARTS)
     (run,) = [message for message in said if isinstance(message, Deltas)]

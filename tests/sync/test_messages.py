@@ -29,6 +29,7 @@ from sync.messages import (
     Head,
     Hello,
     Message,
+    Packed,
     Total,
     Unwant,
     Want,
@@ -70,6 +71,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     st.builds(Below, st.text(max_size=10), items),
     st.builds(Alive, numbers, numbers, hashes),
     st.builds(Total, numbers, numbers),
+    st.builds(Packed, st.binary(max_size=50)),
 )
 
 
@@ -150,7 +152,7 @@ def test_what_is_wrong_is_named(body: tuple[int, Any], match: str) -> None:
         (FRAME_BYTES + 1, 8, "262,145 bytes; the limit is 262,144"),
         (0, 8, "0 bytes"),
         (5, 0, "type of a message"),
-        (5, 16, "type of a message"),
+        (5, 17, "type of a message"),
         (4097, 9, "the limit is 4,096"),
     ],
 )
