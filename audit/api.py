@@ -109,7 +109,7 @@ AfterNumber = Annotated[
     ),
 ]
 
-_REFUSALS: Final = {
+REFUSALS: Final = {
     status: ResponseSpec(Problem, media_type=MEDIA_TYPE, description=text)
     for status, text in (
         (400, "A parameter is wrong; the answer names it"),
@@ -121,12 +121,13 @@ _REFUSALS: Final = {
         (503, "Not now"),
     )
 }
+"""What an answer from 400 on means, for the OpenAPI document."""
 
 
 # ------------------------------------------------------------------------------------------------- events of the trail
 
 
-@get("/audit/events", summary="Events by any filter, in pages", responses=_REFUSALS)
+@get("/audit/events", summary="Events by any filter, in pages", responses=REFUSALS)
 async def list_events(
     api: Api, asked: Filters, order: Order = "oldest", limit: Limit = 100, cursor: CursorText = None
 ) -> Response[EventPage]:
@@ -154,7 +155,7 @@ def _fitting(lines: Sequence[bytes]) -> int:
     return len(lines)
 
 
-@get("/audit/events/{number:int}", summary="One event", responses=_REFUSALS)
+@get("/audit/events/{number:int}", summary="One event", responses=REFUSALS)
 async def one_event(
     api: Api, number: Annotated[int, PathParameter(description="Its place in the trail.", ge=1, le=NUMBER_MAX)]
 ) -> EventView:
@@ -165,7 +166,7 @@ async def one_event(
     return event_view(recorded)
 
 
-@get("/audit/summary", summary="Counts and rankings over a range of time", responses=_REFUSALS)
+@get("/audit/summary", summary="Counts and rankings over a range of time", responses=REFUSALS)
 async def summary(api: Api, after: After = None, until: Until = None) -> SummaryView:
     """Counts by action, holder and target; what was held longest; what was contended most."""
     after_at, until_at = moment("after", after), moment("until", until)
@@ -174,7 +175,7 @@ async def summary(api: Api, after: After = None, until: Until = None) -> Summary
     return summary_view(await _answer(api.reader.summary(after_at, until_at), SUMMARY_S_MAX))
 
 
-@get("/audit/held", summary="Who held a target at a time", responses=_REFUSALS)
+@get("/audit/held", summary="Who held a target at a time", responses=REFUSALS)
 async def held(api: Api, target: TargetText, at: At = None) -> list[EventView]:
     """The events that gave the leases which covered the target, or a part of it, at that time."""
     if target is None:
@@ -190,7 +191,7 @@ async def held(api: Api, target: TargetText, at: At = None) -> list[EventView]:
 @get(
     "/audit/live",
     summary="Live tail, as server-sent events",
-    responses=_REFUSALS
+    responses=REFUSALS
     | {200: ResponseSpec(str, media_type=EVENT_STREAM, description="`id`, `event: audit`, `data`: one event")},
 )
 async def live_tail(
@@ -248,7 +249,7 @@ class _ExportOperation(Operation):
     "/audit/export",
     operation_class=_ExportOperation,
     summary="All events of a filter",
-    responses=_REFUSALS
+    responses=REFUSALS
     | {200: ResponseSpec(str, media_type="application/jsonl", description="One event a line, or CSV")},
 )
 async def export_events(
@@ -267,14 +268,14 @@ async def export_events(
 # ---------------------------------------------------------------------------------------------------------------- locks
 
 
-@get("/locks", summary="Leases in force now", responses=_REFUSALS)
+@get("/locks", summary="Leases in force now", responses=REFUSALS)
 async def list_locks(api: Api, holder: HolderId = None, target: TargetText = None) -> list[LeaseView]:
     """Leases in memory of this process: all, of one holder, or those that touch a target."""
     found = _locks(api).leases(holder=holder, target=_some_target(target))
     return [lease_view(lease, trio.current_time()) for lease in found]
 
 
-@get("/locks/waiting", summary="Requests in the queue now", responses=_REFUSALS)
+@get("/locks/waiting", summary="Requests in the queue now", responses=REFUSALS)
 async def list_waiting(api: Api, holder: HolderId = None, target: TargetText = None) -> list[WaitingView]:
     """Who waits for a lock: all, one holder, or for what touches a target; first come first."""
     found = _locks(api).waiting(holder=holder, target=_some_target(target))

@@ -10,12 +10,10 @@ from typing import Annotated, Final
 
 from litestar import Router, get
 from litestar.di import NamedDependency, Provide
-from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import QueryParameter, SkipValidation
 
-from audit.api import say
+from audit.api import REFUSALS, say
 from audit.api_query import Limit, refuse_unknown
-from audit.problems import MEDIA_TYPE, Problem
 from deltalog.app.node import Node
 from deltalog.app.peer_views import PeerView, SourcePage, peers_of, sources_of
 from deltalog.delta import Limits
@@ -29,16 +27,7 @@ AfterSource = Annotated[
         required=False,
     ),
 ]
-_REFUSALS: Final = {
-    status: ResponseSpec(Problem, media_type=MEDIA_TYPE, description=text)
-    for status, text in (
-        (400, "A parameter is wrong; the answer names it"),
-        (401, "The bearer token is missing or wrong"),
-        (414, "The query is too long"),
-        (429, "Too many requests"),
-        (503, "Not now"),
-    )
-}
+_REFUSALS: Final = {status: REFUSALS[status] for status in (400, 401, 414, 429, 503)}
 
 
 @get("/peers", summary="Every peer that is known, and how it stands", responses=_REFUSALS, sync_to_thread=False)

@@ -17,28 +17,13 @@ import pytest
 from deltalog.app.peer_options import PeerOptions
 from sync import Evidence, SyncOptions
 from sync.ledger import FORK_PREFIX
-from sync.node_keys import NodeKey, key_text, load_key, parse_key
+from sync.node_keys import NodeKey, NodeSigner, key_text, load_key, parse_key
 from sync.trust import sign_head
 from tests.app.invoked import interchange, invoke, lines_of, one_line, printed
 from tests.app.peered import new_key
 from tests.app.served import Served, serving
 
 QUICK = SyncOptions(heartbeat_s=0.1)
-
-
-@attrs.frozen
-class Signing:
-    """A signer of heads."""
-
-    node_key: NodeKey
-    voucher: bytes = b""
-
-    @property
-    def key(self) -> bytes:
-        return self.node_key.public
-
-    def sign(self, data: bytes) -> bytes:
-        return self.node_key.sign(data)
 
 
 @attrs.frozen
@@ -150,7 +135,7 @@ def test_a_peer_that_goes_is_offline_and_a_directory_remembers_whom_it_knew(tmp_
 
 
 def test_a_source_that_signed_two_histories_is_shown_with_the_evidence(tmp_path: Path) -> None:
-    data, signer = tmp_path / "data", Signing(NodeKey.generate())
+    data, signer = tmp_path / "data", NodeSigner(NodeKey.generate())
     new_key(data)
     (tmp_path / "lines").write_text("\n".join(interchange(5, "eve")))
     printed("import", tmp_path / "lines", "--data", data, "--source", "alice")
