@@ -185,9 +185,17 @@ class Outgoing:
         frames, size = self._frames, self._size
         frames.append(encode(self._session.sending(self._heads, size, self._count)))
         self._frames, self._heads, self._size, self._count = [], {}, 0, 0
-        await self._out.push(list(pack(frames)) if self.packs else frames)
+        await self._out.push(await _packed(frames) if self.packs else frames)
         if self._rate_bytes:
             await trio.sleep(size / self._rate_bytes)
+
+
+async def _packed(frames: Sequence[bytes]) -> list[bytes]:
+    packed: list[bytes] = []
+    for some in pack(frames):
+        packed += some
+        await trio.lowlevel.checkpoint()
+    return packed
 
 
 def _parts(deltas: list[Delta]) -> list[list[Delta]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tracemalloc
 import zlib
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import example, given
@@ -33,6 +34,11 @@ def frames_of(sizes: list[int], *, random: bool) -> list[bytes]:
     return [*frames, encode(Commit(1))]
 
 
+def flat(groups: Iterable[list[bytes]]) -> list[bytes]:
+    """The frames in them."""
+    return [frame for group in groups for frame in group]
+
+
 def said(frames: list[bytes]) -> bytes:
     """What they say, packed or not."""
     return b"".join(
@@ -47,7 +53,7 @@ def said(frames: list[bytes]) -> bytes:
 @example([300_000, 1, 300_000], False)
 def test_packed_frames_say_the_same_in_the_same_order(sizes: list[int], random: bool) -> None:
     frames = frames_of(sizes, random=random)
-    packed = list(pack(frames))
+    packed = flat(pack(frames))
     assert said(packed) == b"".join(frames)
     assert sum(map(len, packed)) <= sum(map(len, frames))
     for each in packed:
@@ -60,8 +66,8 @@ def test_what_saves_little_is_sent_as_it_is() -> None:
     assert sum(map(len, few)) < PACK_BYTES_MIN
     random = frames_of([5000] * 5, random=True)
     for frames in (few, random, []):
-        assert list(pack(frames)) == frames
-    assert sum(map(len, pack(frames_of([5000] * 5, random=False)))) < 2000
+        assert flat(pack(frames)) == frames
+    assert sum(map(len, flat(pack(frames_of([5000] * 5, random=False))))) < 2000
 
 
 @pytest.mark.parametrize("lie", PACKED_LIES)
