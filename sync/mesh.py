@@ -76,6 +76,8 @@ class Mesh:
         self.ledger = Ledger(log, trust, signer)
         self.peers: dict[str, Peer] = {}
         """Connected peers by the name of their node."""
+        self.unreached: dict[str, str] = {}
+        """Address to stay connected to -> why it is not, now."""
         self._signer = signer
         self._chance = chance if chance is not None else random.Random()  # noqa: S311  # spreads retries
         self._on_problem = on_problem
@@ -483,24 +485,27 @@ class Mesh:
             started, pause = trio.current_time(), self.options.backoff_s
             try:
                 peer = Peer(self, await dialer.dial(address), dialed=True)
+                self.unreached.pop(address, None)
                 await self._run(peer)
             except PeerBusy as error:
                 pause = error.retry_after_s
+                self.unreached[address] = str(error)
             except LinkRefused as error:
                 pause = self.options.backoff_max_s
-                said = self._say_once(f"{address}: {error}", said)
+                said = self._failed(address, error, said)
             except Duplicate as error:
                 await self.wait(partial(self._away, error.name))
             except SyncError as error:
-                said = self._say_once(f"{address}: {error}", said)
+                said = self._failed(address, error, said)
                 failures = 0 if trio.current_time() > started + _SETTLED_S else failures + 1
                 pause = min(self.options.backoff_max_s, pause * 2 ** min(failures, 16))
             await trio.sleep(pause * self._chance.uniform(0.5, 1))
 
-    def _say_once(self, text: str, said: str) -> str:
+    def _failed(self, address: str, error: SyncError, said: str) -> str:
         """Tell of a problem with an address, if it is not the one that was told last."""
+        text = self.unreached[address] = str(error)
         if text != said:
-            self._on_problem(text)
+            self._on_problem(f"{address}: {text}")
         return text
 
     def _away(self, name: str) -> bool:

@@ -77,7 +77,7 @@ def _peers_in(data: Path | None) -> list[Fields]:
 def _print_peers(found: list[Fields]) -> None:
     rows = [
         (
-            each["name"],
+            each["name"] or each["link"],
             each["state"],
             _since(each["since_s"]),
             "?" if each["lag"] is None else f"{each['lag']:,}",

@@ -6,6 +6,7 @@ Lives here: the fields, and where each comes from. Does not know: HTTP, tables.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import attrs
 import trio
@@ -23,11 +24,12 @@ from sync.ledger import FORK_PREFIX, OWNER_PREFIX
 
 @attrs.frozen(kw_only=True)
 class PeerView:
-    """A peer as the API shows it."""
+    """A peer as the API shows it, or an address where there should be one."""
 
     name: str
+    """Of its node; "": nobody is connected through the address in `link`, and `problem` says why."""
     state: str
-    """"connected", "catching up", "live" or "offline"."""
+    """"connected", "catching up", "live", "offline" or, of an address, "unreached"."""
     since_s: float | None
     """Seconds in contact, or offline; null: it was not seen since this node started."""
     link: str
@@ -86,10 +88,14 @@ class SourcePage:
 
 
 def peers_of(node: Node) -> list[PeerView]:
-    """Every peer that a running node knows, in the order they came."""
+    """Every peer that a running node knows, in the order they came; then addresses that it cannot reach."""
     statuses = {} if node.mesh is None else {each.name: each for each in node.mesh.statuses()}
     names = dict.fromkeys([*node.log.stability.peers, *statuses])
-    return [_seen(node.log, statuses[name]) if name in statuses else _not_seen(node.log, name) for name in names]
+    unreached = {} if node.mesh is None else node.mesh.unreached
+    return [
+        *(_seen(node.log, statuses[name]) if name in statuses else _not_seen(node.log, name) for name in names),
+        *(attrs.evolve(_UNREACHED, link=address, problem=reason) for address, reason in unreached.items()),
+    ]
 
 
 def _seen(log: DeltaLog, status: PeerStatus) -> PeerView:
@@ -105,10 +111,10 @@ def _seen(log: DeltaLog, status: PeerStatus) -> PeerView:
 
 
 def _not_seen(log: DeltaLog, name: str) -> PeerView:
-    return _offline(name, sum(log.synced.values()), log.stability.pins(name, trio.current_time()))
+    return _offline(name, sum(log.synced.values()), pins=log.stability.pins(name, trio.current_time()))
 
 
-def _offline(name: str, lag: int | None, pins: bool) -> PeerView:
+def _offline(name: str, lag: int | None, *, pins: bool) -> PeerView:
     return PeerView(
         name=name,
         state="offline",
@@ -125,11 +131,14 @@ def _offline(name: str, lag: int | None, pins: bool) -> PeerView:
     )
 
 
+_UNREACHED: Final = attrs.evolve(_offline("", None, pins=False), state="unreached")
+
+
 def known_peers(store: DeltaStore) -> list[PeerView]:
     """Peers that a store says are known; none of them is connected to anything."""
     packed = store.annotation(PEERS)
     stability = Stability() if packed is None else Stability.unpack(packed, 0.0)
-    return [_offline(name, None, stability.pins(name, 0.0)) for name in stability.peers]
+    return [_offline(name, None, pins=stability.pins(name, 0.0)) for name in stability.peers]
 
 
 # -------------------------------------------------------------------------------------------------------------- sources

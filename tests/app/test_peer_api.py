@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -76,6 +77,23 @@ def test_a_peer_is_shown_with_what_crossed(two: Two) -> None:
     assert (peer["deltas_in"], peer["deltas_out"], peer["deltas_known"]) == (1, 13, 0)
     assert peer["bytes_in"] > 100 and peer["link"].startswith("tls 127.0.0.1:")
     assert (peer["pins"], peer["below_floor"], peer["problem"]) == (True, {}, "")
+    (dialed,) = two.bob.get("/api/peers").json
+    assert (dialed["name"], dialed["state"]) == ("alice", "live")
+
+
+def test_an_address_that_nobody_answers_at_is_shown_with_the_reason(tmp_path: Path) -> None:
+    with socket.socket() as taken:  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        new_key(tmp_path / "data")
+        with serving(tmp_path / "data", PeerOptions(peers=(address,), sync=QUICK)) as node:
+            soon(lambda: node.get("/api/peers").json)
+            (row,) = node.get("/api/peers").json
+            assert (row["name"], row["state"], row["link"], row["pins"]) == ("", "unreached", address, False)
+            assert f"cannot connect to {address}" in row["problem"]
+            said = printed("peers", "--url", node.url)
+            assert address in said and "unreached" in said and "cannot connect" in said
+            assert node.get("/health").json["status"] == "ok", "peers come and go"
 
 
 def test_sources_come_in_pages_with_their_owners(two: Two) -> None:

@@ -417,3 +417,17 @@ def test_options_name_what_is_wrong() -> None:
 
 def test_a_cheap_key_signs() -> None:
     assert trusting("alice").admits(CheapKey("alice").key)
+
+
+async def test_an_address_is_unreached_until_somebody_talks_there_and_again_when_they_are_gone(
+    autojump_clock: MockClock,
+) -> None:
+    world = World()
+    async with world.node("alice", "bob") as alice:
+        alice.append(1)
+        await until(lambda: "bob" in alice.mesh.unreached)
+        async with world.node("bob") as bob:
+            await converged(alice, bob)
+            assert alice.mesh.unreached == {}
+        await until(lambda: "bob" in alice.mesh.unreached)
+        assert [each.name for each in alice.mesh.statuses()] == ["bob"]
