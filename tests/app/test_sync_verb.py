@@ -68,6 +68,7 @@ def test_what_is_not_believed_is_named(pair: Pair, tmp_path: Path, monkeypatch: 
 def test_what_this_node_does_not_believe_is_named_too(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """And with it what was written in knowledge of it, which waits."""
     monkeypatch.setattr(catch_up, "QUIET_S", 0.5)
+    invoke("sync", pair.node.address, "--data", pair.here, "--pin", pair.key, "--unsigned", "old")  # for bob's delta
     new = pair.here.parent / "new"
     words = ("sync", pair.node.address, "--data", new, "--pin", pair.key, "--source", "carol")
     result = invoke(*words)
