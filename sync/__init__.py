@@ -1,7 +1,8 @@
 """Peers that exchange what the other lacks: `open_mesh` over a log, transports, keys and trust.
 
-TCP with TLS and keys need the extra `deltalog[sync]`, libp2p the extra `deltalog[libp2p]`: import
-`sync.tcp_transport`, `sync.tls_stream`, `sync.node_keys` or `sync.libp2p_transport` where they are used.
+TCP with TLS and keys need the extra `deltalog[sync]`, libp2p and mDNS the extra `deltalog[libp2p]`: import
+`sync.tcp_transport`, `sync.tls_stream`, `sync.node_keys`, `sync.libp2p_transport`, `sync.mdns` or `sync.neighbours`
+where they are used.
 """
 
 from __future__ import annotations

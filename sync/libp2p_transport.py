@@ -9,14 +9,14 @@ may break the connection for all its streams, and one that waits 5 s for its win
 carry the bytes through bounded buffers, and whoever sends or receives only meets the buffers. A connection that breaks
 looks to a stream like a tidy end; the link tells them apart by asking the connection.
 
-No mDNS: py-libp2p's runs zeroconf in threads and changes the host from there. Not for networks with hostile nodes:
-py-libp2p takes connections of any key, and what a peer sends beyond its window it warns of and keeps.
+Not for networks with hostile nodes: py-libp2p takes connections of any key, and what a peer sends beyond its window it
+warns of and keeps. Its own mDNS is not used (see `mdns`): it runs zeroconf in threads and changes the host from there.
 Does not know: sessions, TLS.
 """
 
 from __future__ import annotations
 
-import logging
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from ipaddress import ip_address
@@ -27,24 +27,13 @@ import trio
 from deltalog.errors import UsageError
 from sync.byte_buffer import ByteBuffer
 from sync.errors import LinkFailed, LinkRefused, SyncError
+from sync.loggers import logging_left_alone
+from sync.multiaddrs import LOGGERS, key_of, parse_direct, parse_multiaddr, peer_id, reachable
 from sync.node_keys import NodeKey, key_text
 from sync.tls_stream import LINGER_S, NO, YES, Keyring
 from sync.transport import Handler, Link, Turn
 
-
-@contextmanager
-def _logging_left_alone() -> Iterator[None]:
-    """Importing libp2p sets levels, handlers and propagation of its loggers; that is for the embedder to decide."""
-    loggers = [logging.getLogger(name) for name in ("libp2p", "libp2p.network.auto_connector")]
-    before = [(logger, logger.level, list(logger.handlers), logger.propagate) for logger in loggers]
-    yield
-    for logger, level, handlers, propagate in before:
-        logger.setLevel(level)
-        logger.handlers[:] = handlers
-        logger.propagate = propagate
-
-
-with _logging_left_alone():
+with logging_left_alone(*LOGGERS):
     from libp2p import new_host
     from libp2p.abc import IHost, INetStream
     from libp2p.crypto.ed25519 import create_new_key_pair
@@ -54,11 +43,9 @@ with _logging_left_alone():
     from libp2p.io.exceptions import IOException
     from libp2p.network.config import ConnectionConfig
     from libp2p.network.stream.exceptions import StreamEOF
-    from libp2p.peer.id import ID
     from libp2p.peer.peerinfo import PeerInfo, info_from_p2p_addr
     from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
     from libp2p.security.noise.transport import Transport as NoiseTransport
-    from multiaddr import Multiaddr
 
 PROTOCOL: Final = TProtocol("/deltalog/sync/1")
 LISTEN: Final = "/ip4/127.0.0.1/tcp/0"
@@ -77,30 +64,7 @@ _CONNECTIONS: Final = ConnectionConfig(
     min_connections=0,
     inbound_upgrade_timeout=5.0,
 )
-_KEY_PREFIX: Final = bytes.fromhex("0024" + "08011220")
-"""Identity multihash of 36 bytes | protobuf of a public key: type Ed25519, 32 bytes."""
 _FAILURES: Final = (BaseLibp2pError, IOException, OSError, trio.BrokenResourceError, trio.ClosedResourceError)
-
-
-def peer_id(public: bytes) -> str:
-    """The peer id of a node's key, as it stands in a multiaddr."""
-    return str(ID(_KEY_PREFIX + public))
-
-
-def key_of(peer: ID) -> bytes:
-    """The Ed25519 key in a peer id. Raises `LinkRefused` if there is another kind of key behind it."""
-    data = peer.to_bytes()
-    if len(data) != len(_KEY_PREFIX) + 32 or not data.startswith(_KEY_PREFIX):
-        raise LinkRefused(f"libp2p {peer} has no Ed25519 key")
-    return data[len(_KEY_PREFIX) :]
-
-
-def parse_multiaddr(text: str) -> Multiaddr:
-    """A multiaddr. Raises `UsageError`."""
-    try:
-        return Multiaddr(text)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"address {text[:200]!r} is no multiaddr such as {LISTEN}: {error}") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------- link
@@ -230,8 +194,25 @@ class Libp2pTransport:
         self._keyring = keyring
         self._nursery = nursery
         self._refused = refused
-        self._connecting = trio.Lock()
-        """Two that connect to one peer at once get two connections, of which py-libp2p may drop one in use."""
+        self._connecting = defaultdict[bytes, trio.Lock](trio.Lock)
+        """By pinned key. Two that connect to one peer at once get two connections, of which py-libp2p may drop one in
+        use.
+        """
+        found = reachable(host.get_transport_addrs(), keyring.key.public)
+        self.announced = list(found)
+        """See `LocalTransport`."""
+        self._on_loopback = any(each.on_loopback for each in found.values())
+
+    def admitted(self, address: str) -> bytes | None:
+        """See `LocalTransport`.
+
+        The peer must be pinned. Loopback counts only for a host that listens there: else anybody could make this one
+        connect to what listens on its own machine.
+        """
+        found = parse_direct(address)
+        if found is None or found.on_loopback != self._on_loopback:
+            return None
+        return found.key if found.key in self._keyring.pinned - {self._keyring.key.public} else None
 
     async def dial(self, address: str) -> Link:
         """See `Dialer`. The address ends in `/p2p/` and the peer's id."""
@@ -245,20 +226,27 @@ class Libp2pTransport:
         if key not in self._keyring.pinned:
             raise LinkRefused(f"libp2p {address} has the key {key_text(key)}, which is not pinned here")
         with trio.move_on_after(HANDSHAKE_TIMEOUT_S):
-            link = self._start(await self._open(peer, address), key)
+            link = self._start(await self._open(peer, key, address), key)
             with _closed_unless_admitted(link):
                 await self._hear(link)
                 await link.send_all(YES)
             return link
         raise LinkFailed(f"libp2p {address} did not answer within {HANDSHAKE_TIMEOUT_S:g} s")
 
-    async def _open(self, peer: PeerInfo, address: str) -> INetStream:
+    async def _open(self, peer: PeerInfo, key: bytes, address: str) -> INetStream:
         try:
-            async with self._connecting:
+            async with self._connecting[key]:
+                self._forget(peer)
                 await self._host.connect(peer)
             return await self._host.new_stream(peer.peer_id, [PROTOCOL])
         except _FAILURES as error:
             raise LinkFailed(f"cannot connect to libp2p {address}: {error}") from error
+
+    def _forget(self, peer: PeerInfo) -> None:
+        """Else py-libp2p tries an older address and not this one, or, after one that failed, for 60 s none at all."""
+        self._host.get_peerstore().clear_addrs(peer.peer_id)
+        network: Any = self._host.get_network()  # the interface does not name it
+        network.unblock_peer(peer.peer_id)
 
     async def _hear(self, link: Libp2pLink) -> None:
         verdict = await link.receive_some(1)

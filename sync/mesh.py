@@ -56,6 +56,10 @@ def _ignore(_: object) -> None:
     """Nobody asked."""
 
 
+def _always(_: object) -> bool:
+    return True
+
+
 class Mesh:
     """An open mesh. Made by `open_mesh`."""
 
@@ -135,6 +139,10 @@ class Mesh:
     def _lag(self, name: str) -> int:
         acknowledged = self.log.stability.acknowledged(name)
         return sum(max(0, seq - acknowledged.get(source, 0)) for source, seq in self.log.synced.items())
+
+    def connected(self, key: bytes) -> str | None:
+        """Name of the connected peer with this key; None: there is none."""
+        return next((name for name, peer in self.peers.items() if peer.link.peer_key == key), None)
 
     async def wait(self, fact: Callable[[], bool]) -> None:
         """Return when `fact()` holds; it is looked at whenever a peer came, went, said or took something."""
@@ -478,10 +486,13 @@ class Mesh:
             except DeltaLogError as error:
                 self._on_problem(f"old signed heads were not removed: {error}")
 
-    async def keep_dialing(self, dialer: Dialer, address: str) -> None:
-        """Hold a link to an address, for ever: dial, talk, pause, dial again; not while another link is there."""
+    async def keep_dialing(self, dialer: Dialer, address: str, wanted: Callable[[str], bool] = _always) -> None:
+        """Hold a link to an address: dial, talk, pause, dial again; not while another link is there.
+
+        For ever, or until the address is not `wanted` once a link has ended or cannot be made.
+        """
         failures, said = 0, ""
-        while True:
+        while wanted(address):
             started, pause = trio.current_time(), self.options.backoff_s
             try:
                 peer = Peer(self, await dialer.dial(address), dialed=True)
@@ -494,12 +505,14 @@ class Mesh:
                 pause = self.options.backoff_max_s
                 said = self._failed(address, error, said)
             except Duplicate as error:
+                self.unreached.pop(address, None)
                 await self.wait(partial(self._away, error.name))
             except SyncError as error:
                 said = self._failed(address, error, said)
                 failures = 0 if trio.current_time() > started + _SETTLED_S else failures + 1
                 pause = min(self.options.backoff_max_s, pause * 2 ** min(failures, 16))
             await trio.sleep(pause * self._chance.uniform(0.5, 1))
+        self.unreached.pop(address, None)
 
     def _failed(self, address: str, error: SyncError, said: str) -> str:
         """Tell of a problem with an address, if it is not the one that was told last."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections import defaultdict
@@ -85,6 +86,26 @@ def _has_tmpfs() -> bool:
         return mounted
 
 
+def _has_multicast() -> bool:
+    """mDNS reaches others on this machine's loopback."""
+    group, message = "224.0.0.251", os.urandom(2) + bytes(10)
+    membership = socket.inet_aton(group) + socket.inet_aton("127.0.0.1")
+    try:
+        with socket.socket(type=socket.SOCK_DGRAM) as ears, socket.socket(type=socket.SOCK_DGRAM) as mouth:
+            for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+                ears.setsockopt(socket.SOL_SOCKET, option, 1)
+            ears.bind(("", 5353))
+            ears.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
+            ears.settimeout(1)
+            mouth.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
+            mouth.sendto(message, (group, 5353))
+            while ears.recv(9000) != message:
+                pass
+    except OSError:
+        return False
+    return True
+
+
 def _has_chromium() -> bool:
     """A browser and its driver."""
     return shutil.which("chromium") is not None and shutil.which("chromedriver") is not None
@@ -93,6 +114,7 @@ def _has_chromium() -> bool:
 SYSTEM: dict[str, tuple[Callable[[], bool], str]] = {
     "chromium": (_has_chromium, "apt-get install chromium chromium-driver"),
     "gcc": (_has_gcc, "apt-get install gcc libc6-dev"),
+    "multicast": (_has_multicast, "allow multicast on 127.0.0.1, and port 5353 to be shared"),
     "openssl": (lambda: shutil.which("openssl") is not None, "apt-get install openssl"),
     "root": (lambda: os.geteuid() == 0, "run the tests as root"),
     "tmpfs": (_has_tmpfs, "run the tests as root, where mounting a tmpfs is allowed"),

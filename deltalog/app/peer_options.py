@@ -56,6 +56,8 @@ class PeerOptions:
     """TCP without TLS, between ends on loopback only. Links then prove no key."""
     libp2p_listen: str | None = None
     """Multiaddr where peers may connect over libp2p, `/ip4/127.0.0.1/tcp/0`, say. None: nowhere."""
+    discover: bool = False
+    """Announce `libp2p_listen` on the local network, by mDNS, and connect to the pinned nodes that do the same."""
     sync: SyncOptions = attrs.field(factory=SyncOptions)
 
     @property

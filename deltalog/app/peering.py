@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -23,8 +24,10 @@ from deltalog.app.peer_options import CLUSTER, PeerOptions, SyncMissing
 from deltalog.causality import Conflict
 from deltalog.errors import UsageError
 from deltalog.log import DeltaLog
+from deltalog.nursery import open_nursery
 from sync.errors import SyncError
 from sync.mesh import Mesh, open_mesh
+from sync.neighbours import LocalTransport, Neighbours
 from sync.node_keys import NODE_KEY, verify
 from sync.tcp_transport import TcpTransport, is_loopback, parse_address
 from sync.tls_stream import Keyring
@@ -97,6 +100,7 @@ def prepare(data: Path, options: PeerOptions, on_problem: Callable[[str], None] 
     if identity is None and not options.plain:
         raise UsageError(f"there is no {data / NODE_KEY}: make this node's key with `deltalog keys init --data {data}`")
     _check_addresses(options)
+    _check_discovery(options)
     if options.uses_libp2p and (options.plain or identity is None):
         raise UsageError("libp2p proves keys: it takes a node's key and goes not with plain links")
     admitted = None if identity is None else identity.admitted
@@ -120,6 +124,13 @@ def _check_addresses(options: PeerOptions) -> None:
             raise UsageError(f"peer {address!r}: port 0 can be listened at, not connected to")
         if options.plain and not is_loopback(host):
             raise UsageError(f"peer {address!r} is not on loopback; plain TCP goes nowhere else, use TLS")
+
+
+def _check_discovery(options: PeerOptions) -> None:
+    if options.discover and options.libp2p_listen is None:
+        raise UsageError("--discover finds nodes over libp2p: it goes with --libp2p-listen")
+    if options.discover and not options.pinned:
+        raise UsageError("--discover finds nodes whose keys are pinned: it goes with --pin")
 
 
 def _keyring(identity: NodeIdentity, options: PeerOptions) -> Keyring:
@@ -173,7 +184,11 @@ async def open_peers(
     options, listening = parts.options, list[str]()
     name = node if node is not None else data_directory.identify(data, None).source
     async with AsyncExitStack() as stack:
-        dialer, listeners = await _links(stack, parts)
+        host = await _host(stack, parts)
+        listeners: list[Listener] = [] if options.listen is None else [parts.tcp]
+        if host is not None and options.libp2p_listen is not None:
+            listeners.append(host)
+        dialer = _ByAddress(parts.tcp, host)
         mesh = await stack.enter_async_context(
             open_mesh(
                 log,
@@ -189,20 +204,29 @@ async def open_peers(
                 on_listening=listening.append,
             )
         )
+        if host is not None and options.discover and hold:
+            await stack.enter_async_context(_finding(mesh, host, on_problem))
         yield Peers(mesh, dialer, tuple(listening), parts.identity)
 
 
-async def _links(stack: AsyncExitStack, parts: Parts) -> tuple[Dialer, list[Listener]]:
-    options = parts.options
-    listeners: list[Listener] = [] if options.listen is None else [parts.tcp]
-    if not options.uses_libp2p:
-        return _ByAddress(parts.tcp, None), listeners
+async def _host(stack: AsyncExitStack, parts: Parts) -> LocalTransport | None:
+    if not parts.options.uses_libp2p:
+        return None
     try:
         from sync.libp2p_transport import open_libp2p  # noqa: PLC0415  # may be missing
     except ModuleNotFoundError as error:
         raise SyncMissing("multiaddrs need libp2p; install it with: pip install 'deltalog[libp2p]'") from error
     assert parts.keyring is not None, "it was checked"
-    host = await stack.enter_async_context(open_libp2p(parts.keyring, options.libp2p_listen))
-    if options.libp2p_listen is not None:
-        listeners.append(host)
-    return _ByAddress(parts.tcp, host), listeners
+    return await stack.enter_async_context(open_libp2p(parts.keyring, parts.options.libp2p_listen))
+
+
+@asynccontextmanager
+async def _finding(mesh: Mesh, host: LocalTransport, on_problem: Callable[[str], None]) -> AsyncIterator[None]:
+    """Hold links to the pinned nodes that announce themselves on the local network, while the block runs."""
+    from sync.mdns import open_mdns  # noqa: PLC0415  # may be missing
+
+    neighbours = Neighbours(host, mesh.connected)
+    async with open_nursery() as nursery, open_mdns(host.announced, neighbours.hear, on_problem):
+        nursery.start_soon(neighbours.hold, partial(mesh.keep_dialing, neighbours, wanted=neighbours.known))
+        yield
+        nursery.cancel_scope.cancel()

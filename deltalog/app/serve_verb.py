@@ -73,6 +73,11 @@ class ApiMissing(DeltaLogError):
     help="Connect to the node that listens there, and stay connected; may be given several times.",
 )
 @click.option("--libp2p-listen", metavar="MULTIADDR", help="Let peers connect over libp2p, too.")
+@click.option(
+    "--discover",
+    is_flag=True,
+    help="Announce where --libp2p-listen is on the local network, and connect to the pinned nodes that do.",
+)
 @trust_options
 @json_option
 def serve(
@@ -126,8 +131,8 @@ def serve(
 def _peering(said: dict[str, Any]) -> PeerOptions | None:
     """Whom to sync with; None: nobody was asked for."""
     listen, addresses, libp2p = said["listen"], said["addresses"], said["libp2p_listen"]
-    options = peer_options(said, listen=listen, peers=addresses, libp2p_listen=libp2p)
-    if listen is not None or addresses or libp2p is not None:
+    options = peer_options(said, listen=listen, peers=addresses, libp2p_listen=libp2p, discover=said["discover"])
+    if listen is not None or addresses or libp2p is not None or options.discover:
         return options
     if options != PeerOptions():
         raise click.UsageError("options for peers go with --listen, --peer or --libp2p-listen")

@@ -67,6 +67,9 @@ def test_an_address_that_is_taken_is_one_line(tmp_path: Path) -> None:
         (["--peer", "example.org:7000", "--plain-peers"], "is not on loopback"),
         (["--peer", "127.0.0.1:0"], "port 0 can be listened at, not connected to"),
         (["--listen", "127.0.0.1:0", "--libp2p-listen", "/ip4/127.0.0.1/tcp/0", "--plain-peers"], "libp2p proves keys"),
+        (["--discover"], "--discover finds nodes over libp2p: it goes with --libp2p-listen"),
+        (["--listen", "127.0.0.1:0", "--discover"], "--discover finds nodes over libp2p: it goes with --libp2p-listen"),
+        (["--libp2p-listen", "/ip4/127.0.0.1/tcp/0", "--discover"], "--discover finds nodes whose keys are pinned"),
         (["--listen", "127.0.0.1:0", "--cluster", ""], "cluster"),
         (["--listen", "127.0.0.1:0", "--cluster", "x" * 256], "cluster"),
         (
