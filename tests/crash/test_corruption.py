@@ -201,7 +201,7 @@ def test_i2_i9_any_bit_of_any_file(
         for place in range(0, len(sample.files[sample.name(kind)]), 64)
         for bit in range(8)
     ]
-    chosen = random.Random(5).sample(places, min(len(places), rounds(30, nightly=len(places))))
+    chosen = random.Random(5).sample(places, min(len(places), rounds(20, nightly=len(places))))
     cases = [(kind, f"bit {bit} of byte {place}", _flip_at(place, bit)) for kind, place, bit in chosen]
     outcomes = walked(tmp_path, sample, cases)
     with capsys.disabled():

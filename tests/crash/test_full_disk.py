@@ -145,7 +145,7 @@ async def opened_full(disk: Path, mine: list[Delta], durable: int) -> str:
 async def test_i2_i7_i10_a_disk_that_fills_up(
     tmp_path: Path, rounds: Rounds, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    count = rounds(10, nightly=200)
+    count = rounds(6, nightly=200)
     outcomes: Counter[str] = Counter()
     side_by_side = trio.CapacityLimiter(4)
 

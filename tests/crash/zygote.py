@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import json
 import os
 import select
@@ -161,6 +162,7 @@ def main(number: str) -> None:
 
     programs = {**child_log.PROGRAMS, **child_audit.PROGRAMS, **child_locks.PROGRAMS}
     requests = socket.socket(fileno=int(number))
+    gc.freeze()  # what is imported stays: a child's collector would only make it copy the pages
     while True:
         request, pipes, _, _ = socket.recv_fds(requests, 1 << 16, 1)
         if not request:

@@ -299,8 +299,9 @@ def test_a_program_that_ends_without_a_word_loses_nothing(tmp_path: Path) -> Non
 
 def test_ctrl_c_in_a_program_that_follows_the_log(tmp_path: Path) -> None:
     script = """
-        import sys
+        import signal, sys
         from deltalog import blocking
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
         with blocking.open_log(sys.argv[1], source="alice") as log:
             log.append("first")
             try:
@@ -318,7 +319,10 @@ def test_ctrl_c_in_a_program_that_follows_the_log(tmp_path: Path) -> None:
             process.wait(AGAIN_S * 2)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=PATIENCE_S) == (b"", b"")
+        try:
+            assert process.communicate(timeout=PATIENCE_S) == (b"", b"")
+        finally:
+            process.kill()  # else leaving waits for ever for a process that does not end
     assert process.returncode == 0
     with open_log(tmp_path / "data") as log:
         assert (log.startup.kind, payloads(log.replay())) == ("clean", ["first", "last"])

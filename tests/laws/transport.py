@@ -96,14 +96,18 @@ async def connected(pair: Pair) -> AsyncIterator[Ends]:
 
     async with serving(pair, keep) as address:
         near = await pair.dialer.dial(address)
+        made = [near]
         try:
             # A protocol may tell the listener of a link only with the first bytes on it.
             await near.send_all(b"!")
             far = await links.receive()
+            made.append(far)
             assert await read(far, 1) == b"!"
             yield Ends(near, far)
         finally:
-            await near.aclose()
+            async with trio.open_nursery() as nursery:  # side by side: each may wait for the end of the other
+                for link in made:
+                    nursery.start_soon(link.aclose)
 
 
 class TransportLaws:

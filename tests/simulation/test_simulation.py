@@ -14,7 +14,7 @@ from tests.simulation.cluster import CONVERGENCE_S, simulate
 from tests.simulation.faults import KINDS
 from tests.simulation.truth import Violation
 
-PARTS = 6
+PARTS = 3
 """The seeds are shared out over so many tests, which may run side by side."""
 AGAIN = range(20)
 """Seeds that are run twice."""
@@ -24,7 +24,7 @@ AGAIN = range(20)
 def test_i1_to_i6_i13_i14_hold_and_all_converge_whatever_happens(rounds: Rounds, part: int) -> None:
     faults, incarnations, conflicts = Counter[str](), 0, 0
     broken: list[str] = []
-    for seed in range(part, rounds(300, nightly=10_000), PARTS):
+    for seed in range(part, rounds(150, nightly=10_000), PARTS):
         try:
             outcome = simulate(seed)
         except Violation as violation:
