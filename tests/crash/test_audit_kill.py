@@ -73,7 +73,7 @@ def lives(tmp_path: Path, seed: int, count: int) -> Counter[str]:
 
 
 def test_i8_i9_i12_killed_while_auditing(tmp_path: Path, rounds: Rounds, capsys: pytest.CaptureFixture[str]) -> None:
-    count = rounds(30, nightly=1_000)
+    count = rounds(50, nightly=1_000)
     kinds, seeds = Counter[str](), itertools.count()
     for _ in range(PATIENCE):
         batch = list(itertools.islice(seeds, -(-count // LIVES)))

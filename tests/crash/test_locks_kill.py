@@ -82,7 +82,7 @@ def lives(tmp_path: Path, seed: int, how: str) -> Counter[str]:
 def test_i12_killed_and_stopped_while_tasks_hold_locks(
     tmp_path: Path, rounds: Rounds, capsys: pytest.CaptureFixture[str], how: str
 ) -> None:
-    count = rounds(40, nightly=1_000)
+    count = rounds(50, nightly=1_000)
     counts, seeds, done = Counter[str](), itertools.count(), 0
     due = "granted", "renewed", "lost", "refused", "stopped", *(["grants not recorded"] if how == "async" else [])
     for _ in range(PATIENCE):
