@@ -14,7 +14,8 @@ FUZZ_TARGETS ?= codec sync
 FUZZ_S ?= 60
 SIMULATION_SEEDS ?= 10000
 PYTEST_ARGS ?=
-JOBS ?= 2
+# Processes of tests; more than two cores, since a third of the time a test waits for something.
+JOBS ?= 3
 
 .PHONY: help install demo test coverage lint types floors docs check bench crash powercut simulation fuzz nightly format clean
 
@@ -46,6 +47,7 @@ demo: $(STAMP)  ## the story the README tells, in under 30 seconds
 	@$(BIN)/python -m deltalog.app demo sync
 
 test: $(STAMP)  ## all tests but the nightly programmes
+	@$(BIN)/python -m compileall -q $(SOURCES)  # hundreds of children read it, also where Python may not write it
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 coverage: $(STAMP)  ## the same tests, with the branches they miss
