@@ -160,7 +160,7 @@ def refuse_unknown(request: Request[Any, Any, Any]) -> None:
             errors.append(ParameterError(name, f"there is no such parameter; there are: {names}"))
         elif name in seen and known[name] != "array":
             errors.append(ParameterError(name, "it is given more than once"))
-        elif value == "null" and known[name] == "integer":
+        elif value.lower() == "null" and known[name] == "integer":
             errors.append(ParameterError(name, "it must be a number, not null"))
         seen.add(name)
     if errors:

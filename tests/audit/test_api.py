@@ -128,7 +128,7 @@ def test_a_page_is_cut_to_its_size_and_goes_on(known: Known) -> None:
 
 WRONG = [
     (EVENTS, "limit", ["0", "1001", "-1", "x", "1.5", "", "null"]),
-    (EVENTS, "min_token", ["-1", "x", "", "null", str(2**63)]),
+    (EVENTS, "min_token", ["-1", "x", "", "null", "NULL", str(2**63)]),
     (EVENTS, "action", ["", "ACQUIRED", "steal", "null"]),
     (EVENTS, "order", ["", "up"]),
     (EVENTS, "holder", ["", "x" * 256]),
@@ -145,7 +145,7 @@ WRONG = [
     ("/api/audit/held", "target", [None, "", "a//../b"]),
     ("/api/audit/held", "at", ["noon"]),
     ("/api/audit/export", "format", ["xml"]),
-    ("/api/audit/live", "after_number", ["-1", "x", "null", "999999999"]),
+    ("/api/audit/live", "after_number", ["-1", "x", "null", "Null", "999999999"]),
     ("/api/locks", "target", ["../x"]),
     ("/api/locks/waiting", "holder", [""]),
 ]
