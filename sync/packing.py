@@ -19,6 +19,8 @@ PACK_BYTES: Final = 128 << 10
 """Bytes of frames packed together: about 1 ms of the event loop."""
 PACK_BYTES_MIN: Final = 512
 """Less is sent as it is."""
+PACK_FRAMES_MAX: Final = 4096
+"""Frames packed together."""
 _LEVEL: Final = 1
 
 
@@ -30,7 +32,7 @@ def pack(frames: Sequence[bytes]) -> Iterator[list[bytes]]:
     group: list[bytes] = []
     size = 0
     for frame in frames:
-        if group and size + len(frame) > PACK_BYTES:
+        if group and (size + len(frame) > PACK_BYTES or len(group) >= PACK_FRAMES_MAX):
             yield _packed(group, size)
             group, size = [], 0
         group.append(frame)
@@ -60,14 +62,14 @@ def unpack(packed: Packed) -> bytes:
     if not inflater.eof or inflater.unused_data:
         raise ProtocolError("packed: " + ("bytes behind the end" if inflater.eof else "it ends too early"))
     at = 0
-    while at < len(frames):
+    for _ in range(PACK_FRAMES_MAX):
         prefix = frames[at : at + PREFIX_BYTES]
         if len(prefix) < PREFIX_BYTES:
-            break
+            break  # the end, or half a frame
         size, number = frame_size(prefix, FRAME_BYTES, FRAME_BYTES)
         if number not in PACKABLE:
             raise ProtocolError(f"packed: a message of type {number}")
         at += PREFIX_BYTES + size
     if at != len(frames):
-        raise ProtocolError("packed: the last frame is not whole")
+        raise ProtocolError(f"packed: the last frame is not whole, or there are more than {PACK_FRAMES_MAX:,}")
     return frames
