@@ -73,6 +73,8 @@ class PeerOptions:
 
 # --------------------------------------------------------------------------------------------------------- command line
 
+_USUAL: Final = SyncOptions()
+
 
 class KeyType(click.ParamType[bytes]):
     """A public key as `deltalog keys show` prints it."""
@@ -130,12 +132,15 @@ def trust_options(verb: _Verb) -> _Verb:
             multiple=True,
             help="Take in this source though nobody signs it; may be given several times.",
         ),
+        click.option(
+            "--compress/--no-compress", default=None, help="Compress what goes to peers.  [default: to other machines]"
+        ),
         click.option("--plain-peers", is_flag=True, help="No TLS between nodes: on loopback only, proves no key."),
     )
     return reduce(lambda done, option: option(done), reversed(options), verb)
 
 
-def peer_options(said: dict[str, Any], **more: Any) -> PeerOptions:
+def peer_options(said: dict[str, Any], sync: SyncOptions = _USUAL, **more: Any) -> PeerOptions:
     """Take what `trust_options` were given out of `said`; with `more` it makes the value."""
     sources: dict[str, bytes] = {}
     for source, key in said.pop("source_keys"):
@@ -148,5 +153,6 @@ def peer_options(said: dict[str, Any], **more: Any) -> PeerOptions:
         named=sources,
         unsigned=frozenset(said.pop("unsigned")),
         plain=said.pop("plain_peers"),
+        sync=attrs.evolve(sync, compress=said.pop("compress")),
         **more,
     )

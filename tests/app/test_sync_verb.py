@@ -130,3 +130,16 @@ def test_plain_links_on_loopback_take_what_is_allowed_unsigned(tmp_path: Path) -
         words = ("sync", node.address, "--data", tmp_path / "bob", "--plain-peers", "--unsigned", "alice")
         (said,) = lines_of(*words, "--source", "bob", "--json")
         assert (said["equal"], said["deltas_in"]) == (True, 1)
+
+
+def test_what_is_sent_is_compressed_if_that_is_said(tmp_path: Path) -> None:
+    (tmp_path / "lines").write_text("\n".join(interchange(2000, "old")))
+    printed("import", tmp_path / "lines", "--data", tmp_path / "node", "--source", "node")
+    came = []
+    for number, said in enumerate(("--compress", "--no-compress")):
+        with running(tmp_path / "node", "--plain-peers", said) as node:
+            words = ("sync", node.address, "--data", tmp_path / f"{number}", "--plain-peers", "--unsigned", "old")
+            (done,) = lines_of(*words, "--source", f"s{number}", "--json")
+        assert (done["equal"], done["deltas_in"]) == (True, 2000)
+        came.append(done["bytes_in"])
+    assert came[0] < came[1] / 2
