@@ -28,7 +28,7 @@ from deltalog.errors import UsageError
 from sync.byte_buffer import ByteBuffer
 from sync.errors import LinkFailed, LinkRefused, SyncError
 from sync.loggers import logging_left_alone
-from sync.multiaddrs import LOGGERS, key_of, parse_direct, parse_multiaddr, peer_id, reachable
+from sync.multiaddrs import LOGGERS, key_of, parse_direct, parse_listen, parse_multiaddr, peer_id, reachable
 from sync.node_keys import NodeKey, key_text
 from sync.tls_stream import LINGER_S, NO, YES, Keyring
 from sync.transport import Handler, Link, Turn
@@ -225,17 +225,19 @@ class Libp2pTransport:
         key = key_of(peer.peer_id)
         if key not in self._keyring.pinned:
             raise LinkRefused(f"libp2p {address} has the key {key_text(key)}, which is not pinned here")
-        with trio.move_on_after(HANDSHAKE_TIMEOUT_S):
-            link = self._start(await self._open(peer, key, address), key)
+        with trio.CancelScope() as scope:
+            link = self._start(await self._open(peer, key, address, scope), key)
             with _closed_unless_admitted(link):
                 await self._hear(link)
                 await link.send_all(YES)
             return link
         raise LinkFailed(f"libp2p {address} did not answer within {HANDSHAKE_TIMEOUT_S:g} s")
 
-    async def _open(self, peer: PeerInfo, key: bytes, address: str) -> INetStream:
+    async def _open(self, peer: PeerInfo, key: bytes, address: str, scope: trio.CancelScope) -> INetStream:
+        """`scope`: its time begins when nobody else connects to this peer any more."""
         try:
             async with self._connecting[key]:
+                scope.deadline = trio.current_time() + HANDSHAKE_TIMEOUT_S
                 self._forget(peer)
                 await self._host.connect(peer)
             return await self._host.new_stream(peer.peer_id, [PROTOCOL])
@@ -333,7 +335,7 @@ async def open_libp2p(
     refused: Callable[[SyncError], None] | None = None,
 ) -> AsyncIterator[Libp2pTransport]:
     """Run a host; it listens at a multiaddr, or (None) only dials. Raises `UsageError`, `LinkFailed` if it cannot."""
-    addresses = [] if listen is None else [parse_multiaddr(listen)]
+    addresses = [] if listen is None else [parse_listen(listen)]
     host = _new_host(keyring.key)
     async with host.run(addresses):
         if addresses and not host.get_addrs():

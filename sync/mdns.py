@@ -73,7 +73,7 @@ async def open_mdns(
             yield
             nursery.cancel_scope.cancel()
     finally:
-        with trio.CancelScope(shield=True), suppress(zeroconf.Error):
+        with trio.CancelScope(shield=True), suppress(zeroconf.Error, OSError):
             await trio.to_thread.run_sync(opened.close)
 
 
@@ -112,7 +112,11 @@ class _News:
         """Belongs to the trio thread."""
         self._lock = Lock()
         self._waiting: dict[str, bytes] = {}
-        """Name -> TXT record; under the lock."""
+        """Name -> TXT record; under the lock, as the next."""
+        self._gone: set[str] = set()
+        """Names that hold nothing any more, or not before what waits: never lost, or the addresses would stay for ever.
+        zeroconf keeps 10,000 records at most, and tells of each once.
+        """
 
     def changed(
         self,
@@ -124,9 +128,13 @@ class _News:
         """An announcement came, changed or went. Called in a thread of zeroconf's, which an exception would end."""
         text = b"" if state_change is ServiceStateChange.Removed else _text(zeroconf, name)
         with self._lock:
-            if len(text) > TEXT_BYTES_MAX or (len(self._waiting) >= WAITING_MAX and name not in self._waiting):
+            if not 0 < len(text) <= TEXT_BYTES_MAX:
+                self._waiting.pop(name, None)
+                self._gone.add(name)
+            elif name in self._waiting or len(self._waiting) < WAITING_MAX:
+                self._waiting[name] = text
+            else:
                 return
-            self._waiting[name] = text
         with suppress(trio.RunFinishedError):
             self._token.run_sync_soon(self._wake, idempotent=True)
 
@@ -140,9 +148,10 @@ class _News:
             self._left = trio.Event()
             with self._lock:
                 waiting, self._waiting = self._waiting, {}
-            for name, text in waiting.items():
+                gone, self._gone = self._gone, set()
+            for name in (*gone, *waiting):
                 await trio.lowlevel.checkpoint()
-                hear(name, list(addresses_in(text)))
+                hear(name, list(addresses_in(waiting.get(name, b""))))
 
 
 def _text(opened: Zeroconf, name: str) -> bytes:

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import islice
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -48,6 +48,8 @@ CONFLICT_KEYS_MAX: Final = 65_536
 """Keys that the search for conflicts remembers; then it starts anew."""
 EVIDENCE_MAX: Final = 16
 """Quarantined sources that a peer is told of when it comes; of others when it names them."""
+SAID_MAX: Final = 16
+"""Problems with one address that are told once; then all are told anew."""
 _SETTLED_S: Final = 10.0
 """A session that lasted so long was a good one: the next pause is a short one again."""
 
@@ -56,8 +58,14 @@ def _ignore(_: object) -> None:
     """Nobody asked."""
 
 
-def _always(_: object) -> bool:
-    return True
+class Announced(Protocol):
+    """Says which addresses there are."""
+
+    def known(self, address: str) -> bool:
+        """Whether it is there now."""
+
+    async def heard(self, address: str) -> None:
+        """Return when it is there."""
 
 
 class Mesh:
@@ -486,13 +494,16 @@ class Mesh:
             except DeltaLogError as error:
                 self._on_problem(f"old signed heads were not removed: {error}")
 
-    async def keep_dialing(self, dialer: Dialer, address: str, wanted: Callable[[str], bool] = _always) -> None:
-        """Hold a link to an address: dial, talk, pause, dial again; not while another link is there.
+    async def keep_dialing(self, dialer: Dialer, address: str, announced: Announced | None = None) -> None:
+        """Hold a link to an address, for ever: dial, talk, pause, dial again; not while another link is there.
 
-        For ever, or until the address is not `wanted` once a link has ended or cannot be made.
+        `announced`: nobody is dialled who is not. Pauses and what was told outlive that: a liar gains nothing by turns.
         """
-        failures, said = 0, ""
-        while wanted(address):
+        failures, said = 0, set[str]()
+        while True:
+            if announced is not None and not announced.known(address):
+                self.unreached.pop(address, None)
+                await announced.heard(address)
             started, pause = trio.current_time(), self.options.backoff_s
             try:
                 peer = Peer(self, await dialer.dial(address), dialed=True)
@@ -503,23 +514,24 @@ class Mesh:
                 self.unreached[address] = str(error)
             except LinkRefused as error:
                 pause = self.options.backoff_max_s
-                said = self._failed(address, error, said)
+                self._failed(address, error, said)
             except Duplicate as error:
                 self.unreached.pop(address, None)
                 await self.wait(partial(self._away, error.name))
             except SyncError as error:
-                said = self._failed(address, error, said)
+                self._failed(address, error, said)
                 failures = 0 if trio.current_time() > started + _SETTLED_S else failures + 1
                 pause = min(self.options.backoff_max_s, pause * 2 ** min(failures, 16))
             await trio.sleep(pause * self._chance.uniform(0.5, 1))
-        self.unreached.pop(address, None)
 
-    def _failed(self, address: str, error: SyncError, said: str) -> str:
-        """Tell of a problem with an address, if it is not the one that was told last."""
+    def _failed(self, address: str, error: SyncError, said: set[str]) -> None:
+        """Tell of a problem with an address, if it is not one of those that were `said`."""
         text = self.unreached[address] = str(error)
-        if text != said:
+        if text not in said:
             self._on_problem(f"{address}: {text}")
-        return text
+            if len(said) >= SAID_MAX:
+                said.clear()
+            said.add(text)
 
     def _away(self, name: str) -> bool:
         return name not in self.peers

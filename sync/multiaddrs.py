@@ -28,6 +28,7 @@ with logging_left_alone(*LOGGERS):
 EXAMPLE: Final = "/ip4/127.0.0.1/tcp/0"
 _KEY_PREFIX: Final = bytes.fromhex("0024" + "08011220")
 """Identity multihash of 36 bytes | protobuf of a public key: type Ed25519, 32 bytes."""
+_LISTEN: Final = re.compile(r"/ip[46]/[^/]+/tcp/[0-9]+")
 _DIRECT: Final = re.compile(r"/ip[46]/(?P<host>[0-9a-fA-F:.]{2,45})/tcp/[1-9][0-9]{0,4}/p2p/[1-9A-Za-z]{1,64}")
 
 
@@ -50,6 +51,17 @@ def parse_multiaddr(text: str) -> Multiaddr:
         return Multiaddr(text)
     except (ValueError, TypeError, KeyError) as error:
         raise UsageError(f"address {text[:200]!r} is no multiaddr such as {EXAMPLE}: {error}") from error
+
+
+def parse_listen(text: str) -> Multiaddr:
+    """A multiaddr to listen at: an IP address and a TCP port. Raises `UsageError`.
+
+    py-libp2p would take a host's name, too, and listen at every interface.
+    """
+    address = parse_multiaddr(text)
+    if not _LISTEN.fullmatch(text):
+        raise UsageError(f"address {text[:200]!r}: what listens names an IP address and a TCP port, as {EXAMPLE}")
+    return address
 
 
 # ------------------------------------------------------------------------------------------------------------ announced

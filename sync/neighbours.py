@@ -57,7 +57,6 @@ class Neighbours:
         self._connected = connected
         self._told: dict[str, _Told] = {}
         """Address -> what is known of it, in the order in which they were heard of."""
-        self._held: set[str] = set()
         self._changed = trio.Event()
 
     @property
@@ -77,6 +76,7 @@ class Neighbours:
                 self._make_room(key)
                 self._told[address] = _Told(announcement, key)
         self._changed.set()
+        self._changed = trio.Event()
 
     def _make_room(self, key: bytes) -> None:
         same = [address for address, told in self._told.items() if told.key == key]
@@ -88,6 +88,11 @@ class Neighbours:
     def known(self, peer: str) -> bool:
         """Whether there is an address of a peer."""
         return any(key_text(told.key) == peer for told in self._told.values())
+
+    async def heard(self, peer: str) -> None:
+        """Return when there is an address of a peer."""
+        while not self.known(peer):
+            await self._changed.wait()
 
     async def dial(self, peer: str) -> Link:
         """See `Dialer`. Tries the address that failed least often. Raises `Duplicate` for a peer that is connected."""
@@ -106,17 +111,12 @@ class Neighbours:
         return link
 
     async def hold(self, hold: Callable[[str], Awaitable[None]]) -> None:
-        """Run `hold(peer)` in a task for each peer that is known, and again if it returned and is known again."""
+        """Run `hold(peer)` in a task for each peer that was ever known: as many as keys are admitted, at most."""
+        held = set[str]()
         async with open_nursery() as nursery:
             while True:
-                self._changed = trio.Event()
-                for peer in dict.fromkeys(key_text(told.key) for told in self._told.values()):
-                    if peer not in self._held:
-                        self._held.add(peer)
-                        nursery.start_soon(self._hold, hold, peer)
+                peers = {key_text(told.key) for told in self._told.values()}
+                for peer in sorted(peers - held):
+                    held.add(peer)
+                    nursery.start_soon(hold, peer)
                 await self._changed.wait()
-
-    async def _hold(self, hold: Callable[[str], Awaitable[None]], peer: str) -> None:
-        await hold(peer)
-        self._held.discard(peer)
-        self._changed.set()

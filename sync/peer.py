@@ -113,7 +113,7 @@ class Left(SyncError):
     """Raised to end a session because the peer said goodbye."""
 
     def __init__(self, goodbye: Goodbye) -> None:
-        super().__init__(f"the peer ended the session: {goodbye.code}: {goodbye.text}")
+        super().__init__(f"the peer ended the session: {goodbye.code}" + (goodbye.text and f": {goodbye.text}"))
         self.code = goodbye.code
 
 

@@ -190,7 +190,7 @@ class TcpTransport:
             self._check_plain(host, name)
         except OSError as error:  # gone already
             await trio.aclose_forcefully(stream)
-            raise LinkFailed(f"cannot connect to {name}: {_why(error)}") from error
+            raise LinkFailed(f"tcp {name} was cut: {_why(error)}") from error
         except UsageError:
             await trio.aclose_forcefully(stream)
             raise

@@ -9,8 +9,8 @@ cryptography; libp2p is imported where it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -100,7 +100,7 @@ def prepare(data: Path, options: PeerOptions, on_problem: Callable[[str], None] 
     if identity is None and not options.plain:
         raise UsageError(f"there is no {data / NODE_KEY}: make this node's key with `deltalog keys init --data {data}`")
     _check_addresses(options)
-    _check_discovery(options)
+    _check_libp2p(options)
     if options.uses_libp2p and (options.plain or identity is None):
         raise UsageError("libp2p proves keys: it takes a node's key and goes not with plain links")
     admitted = None if identity is None else identity.admitted
@@ -116,8 +116,6 @@ def prepare(data: Path, options: PeerOptions, on_problem: Callable[[str], None] 
 
 
 def _check_addresses(options: PeerOptions) -> None:
-    if options.libp2p_listen is not None and not options.libp2p_listen.startswith("/"):
-        raise UsageError(f"address {options.libp2p_listen!r} is no multiaddr such as /ip4/127.0.0.1/tcp/7000"[:300])
     for address in options.tcp_peers:
         host, port = parse_address(address)
         if port == 0:
@@ -126,7 +124,11 @@ def _check_addresses(options: PeerOptions) -> None:
             raise UsageError(f"peer {address!r} is not on loopback; plain TCP goes nowhere else, use TLS")
 
 
-def _check_discovery(options: PeerOptions) -> None:
+def _check_libp2p(options: PeerOptions) -> None:
+    if options.libp2p_listen is not None:
+        with _libp2p_needed():
+            from sync.multiaddrs import parse_listen  # noqa: PLC0415  # may be missing
+        parse_listen(options.libp2p_listen)
     if options.discover and options.libp2p_listen is None:
         raise UsageError("--discover finds nodes over libp2p: it goes with --libp2p-listen")
     if options.discover and not options.pinned:
@@ -212,12 +214,18 @@ async def open_peers(
 async def _host(stack: AsyncExitStack, parts: Parts) -> LocalTransport | None:
     if not parts.options.uses_libp2p:
         return None
-    try:
+    with _libp2p_needed():
         from sync.libp2p_transport import open_libp2p  # noqa: PLC0415  # may be missing
-    except ModuleNotFoundError as error:
-        raise SyncMissing("multiaddrs need libp2p; install it with: pip install 'deltalog[libp2p]'") from error
     assert parts.keyring is not None, "it was checked"
     return await stack.enter_async_context(open_libp2p(parts.keyring, parts.options.libp2p_listen))
+
+
+@contextmanager
+def _libp2p_needed() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise SyncMissing("multiaddrs need libp2p; install it with: pip install 'deltalog[libp2p]'") from error
 
 
 @asynccontextmanager
@@ -227,6 +235,6 @@ async def _finding(mesh: Mesh, host: LocalTransport, on_problem: Callable[[str],
 
     neighbours = Neighbours(host, mesh.connected)
     async with open_nursery() as nursery, open_mdns(host.announced, neighbours.hear, on_problem):
-        nursery.start_soon(neighbours.hold, partial(mesh.keep_dialing, neighbours, wanted=neighbours.known))
+        nursery.start_soon(neighbours.hold, partial(mesh.keep_dialing, neighbours, announced=neighbours))
         yield
         nursery.cancel_scope.cancel()

@@ -6,6 +6,7 @@ was open was closed in order; 141 whoever read the output went away (`| head`).
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -42,6 +43,11 @@ def run(verb: Callable[[], Awaitable[int | None]]) -> int:
 
     A second SIGINT does not wait for that. Raises what the verb raises, or `Interrupted`.
     """
+    libp2p = logging.getLogger("libp2p")
+    if (
+        not libp2p.handlers and DEBUG_VARIABLE not in os.environ
+    ):  # it would write a line of its own for each link that fails; the node says it, once
+        libp2p.addHandler(logging.NullHandler())
     return trio.run(_watched, verb)
 
 

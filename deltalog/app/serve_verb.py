@@ -85,8 +85,8 @@ def serve(
 ) -> int:
     """Serve the API, metrics and the timeline of a data directory, until SIGINT or SIGTERM.
 
-    With --listen or --peer it is also synced with other nodes. What the API serves only reads. Ended by a signal, it
-    finishes the answers it is giving, closes the directory and exits with 0.
+    With --listen, --peer or --libp2p-listen it is also synced with other nodes. What the API serves only reads. Ended
+    by a signal, it finishes the answers it is giving, closes the directory and exits with 0.
     """
     check_installed()
     from deltalog.app import http  # noqa: PLC0415  # may be missing

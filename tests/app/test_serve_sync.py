@@ -63,6 +63,9 @@ def test_an_address_that_is_taken_is_one_line(tmp_path: Path) -> None:
     [
         (["--pin", f"ed25519:{'0' * 64}"], "go with --listen, --peer or --libp2p-listen"),
         (["--plain-peers"], "go with --listen, --peer or --libp2p-listen"),
+        (["--no-compress"], "go with --listen, --peer or --libp2p-listen"),
+        (["--libp2p-listen", "/dns4/localhost/tcp/0"], "what listens names an IP address and a TCP port"),
+        (["--libp2p-listen", "/ip4/127.0.0.1/tcp/0/ws"], "what listens names an IP address and a TCP port"),
         (["--listen", "0.0.0.0:0", "--plain-peers"], "is not on loopback; plain TCP goes nowhere else"),
         (["--peer", "example.org:7000", "--plain-peers"], "is not on loopback"),
         (["--peer", "127.0.0.1:0"], "port 0 can be listened at, not connected to"),

@@ -131,33 +131,46 @@ async def test_a_peer_that_is_connected_or_gone_is_not_dialled() -> None:
     assert air.dialled == []
 
 
-async def test_each_known_peer_is_held_by_one_task_and_again_when_it_is_heard_of_again() -> None:
-    found, started, end = Air().neighbours(), list[str](), dict[str, trio.Event]()
+async def test_each_peer_that_was_ever_known_is_held_by_one_task() -> None:
+    found, started = Air().neighbours(), list[str]()
 
     async def hold(peer: str) -> None:
         started.append(peer)
-        end[peer] = trio.Event()
-        await end[peer].wait()
+        await trio.sleep_forever()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(found.hold, hold)
         found.hear("a", ["bob:1", "bob:2"])
         found.hear("b", ["mallory:1"])
         await wait_all_tasks_blocked()
+        assert started == [key_text(BOB)]
         found.hear("a", ["bob:3", "carol:1"])
         await wait_all_tasks_blocked()
         assert started == [key_text(BOB), key_text(CAROL)]
         found.hear("a", [])
-        for event in list(end.values()):
-            event.set()
+        found.hear("a", ["bob:1"])
         await wait_all_tasks_blocked()
-        assert len(started) == 2
+        assert started == [key_text(BOB), key_text(CAROL)]
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_waits_for_a_peer_goes_on_when_it_is_heard_of() -> None:
+    found, heard = Air().neighbours(), list[str]()
+
+    async def wait(peer: str) -> None:
+        await found.heard(peer)
+        heard.append(peer)
+
+    async with trio.open_nursery() as nursery:
+        for key in (BOB, CAROL):
+            nursery.start_soon(wait, key_text(key))
+        await wait_all_tasks_blocked()
         found.hear("a", ["carol:1"])
         await wait_all_tasks_blocked()
-        assert started == [key_text(BOB), key_text(CAROL), key_text(CAROL)]
-        end[key_text(CAROL)].set()
+        assert heard == [key_text(CAROL)]
+        found.hear("a", ["bob:1"])
         await wait_all_tasks_blocked()
-        assert len(started) == 4
+        assert heard == [key_text(CAROL), key_text(BOB)]
         nursery.cancel_scope.cancel()
 
 
@@ -203,7 +216,7 @@ async def finding(world: World, node: Node) -> AsyncIterator[tuple[Neighbours, L
     local = Local(world.network.node(node.name))
     found = Neighbours(local, node.mesh.connected)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(found.hold, partial(node.mesh.keep_dialing, found, wanted=found.known))
+        nursery.start_soon(found.hold, partial(node.mesh.keep_dialing, found, announced=found))
         yield found, local
         nursery.cancel_scope.cancel()
 
@@ -264,13 +277,30 @@ async def test_who_does_not_answer_is_tried_with_pauses_and_no_more_once_it_is_g
             await until(lambda: "bob" in alice.mesh.peers)
 
 
-async def test_an_address_is_held_until_it_is_not_wanted(autojump_clock: MockClock, world: World) -> None:
-    wanted = iter([True, True, False])
-    async with world.node("alice") as alice:
-        local = Local(world.network.node("alice"))
-        with trio.fail_after(3600):
-            await alice.mesh.keep_dialing(local, "bob", wanted=lambda _: next(wanted))
-    assert local.dialled == ["bob", "bob"]
+async def test_who_announces_and_withdraws_by_turns_gains_nothing(autojump_clock: MockClock, world: World) -> None:
+    async with world.node("alice") as alice, finding(world, alice) as (found, local):
+        for turn in range(3600):
+            found.hear("b", ["bob"] if turn % 2 else [])
+            await trio.sleep(1)
+        assert len(local.dialled) <= 3600 / 15 + 10
+        assert world.problems == [f"alice | {key_text(BOB)}: 'bob' does not answer"]
+
+
+async def test_two_problems_by_turns_are_told_once_each(autojump_clock: MockClock, world: World) -> None:
+    async with world.node("alice", "bob") as alice:
+        reasons = [LinkFailed(f"reason {number}") for number in range(2)]
+        turns = iter(reasons * 1000)
+
+        class Fails:
+            async def dial(self, address: str) -> Link:
+                assert address == "carol"
+                await trio.lowlevel.checkpoint()
+                raise next(turns)
+
+        with trio.move_on_after(3600):
+            await alice.mesh.keep_dialing(Fails(), "carol")
+        told = [text for text in world.problems if "reason" in text]
+        assert told == [f"alice | carol: reason {number}" for number in range(2)]
 
 
 async def test_a_link_outlives_the_announcement_that_led_to_it(autojump_clock: MockClock, world: World) -> None:
