@@ -186,7 +186,7 @@ class Receiver:
         ):
             return False
         newest = self._clock.last
-        for cause, seq in delta.deps.items():
+        for cause, seq in delta.deps.items() if delta.deps else ():
             if (heads.get(cause, 0) < seq and cause not in self._frontier.excused) or times.get(
                 cause, newest
             ) >= timestamp:

@@ -7,6 +7,7 @@ A run that is refused bars its source: no more of it is asked of this peer. What
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from operator import attrgetter
 from typing import Final
 
@@ -27,7 +28,6 @@ TURN: Final = 16
 """Runs verified in one turn of the event loop: a signature takes some 0.2 ms."""
 GATHER_DELTAS: Final = 4096
 """Batches that wait are taken in together up to about so many deltas."""
-_place = attrgetter("timestamp", "source")
 
 
 class Incoming:
@@ -88,7 +88,8 @@ class Incoming:
         log, ledger = self._log, self._ledger
         self._traffic.deltas_in += sum(batch.count for batch in batches)
         good = await self._good(runs)
-        deltas = sorted((delta for run, _ in good for delta in run.deltas), key=_place)
+        in_order = sorted((run for run, _ in good), key=attrgetter("source"))
+        deltas = sorted(chain.from_iterable(run.deltas for run in in_order), key=attrgetter("timestamp"))
         own = any(run.source == log.source for run, _ in good)
         try:
             await ledger.keep(good)
