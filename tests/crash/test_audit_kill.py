@@ -6,7 +6,6 @@ acknowledged as durable; reserved tokens never go back; the next start says that
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections import Counter
 from pathlib import Path
@@ -15,15 +14,13 @@ from typing import Any
 import pytest
 
 from tests.conftest import Rounds
-from tests.crash.zygote import Zygote, side_by_side
+from tests.crash.zygote import Zygote, tally
 from tests.deltalog.rocks_stores import directory_in_memory
 
 pytestmark = pytest.mark.crash
 
 LIVES = 5
 """Rounds that one directory goes through."""
-PATIENCE = 4
-"""Times the rounds, at most, until a recorder was killed with an event logged and not written."""
 
 
 def last(said: list[Any], what: str) -> int:
@@ -73,14 +70,8 @@ def lives(tmp_path: Path, seed: int, count: int) -> Counter[str]:
 
 
 def test_i8_i9_i12_killed_while_auditing(tmp_path: Path, rounds: Rounds, capsys: pytest.CaptureFixture[str]) -> None:
-    count = rounds(50, nightly=1_000)
-    kinds, seeds = Counter[str](), itertools.count()
-    for _ in range(PATIENCE):
-        batch = list(itertools.islice(seeds, -(-count // LIVES)))
-        for each in side_by_side(lambda seed: lives(tmp_path, seed, LIVES), batch):
-            kinds += each
-        if kinds["lost a tail, and said so"]:
-            break  # else a slow machine did not come to it: as many again
+    count = -(-rounds(50, nightly=1_000) // LIVES)
+    kinds, _ = tally(lambda seed: lives(tmp_path, seed, LIVES), count, ("lost a tail, and said so",))
     with capsys.disabled():
         print(f"\n{kinds.total()} recorders killed: {dict(kinds)}")
     assert kinds["lost a tail, and said so"], "the kill never met an event that was logged and not written"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections import Counter
 from pathlib import Path
@@ -11,15 +10,13 @@ import pytest
 
 from tests.conftest import Rounds
 from tests.crash.history import Known
-from tests.crash.zygote import Zygote, side_by_side
+from tests.crash.zygote import Zygote, tally
 from tests.deltalog.rocks_stores import directory_in_memory
 
 pytestmark = pytest.mark.crash
 
 LIVES = 5
 """Rounds that one directory goes through."""
-PATIENCE = 4
-"""Times the rounds, at most, until a writer was killed with a delta handed out and not written."""
 
 
 def lives(tmp_path: Path, seed: int, count: int) -> Counter[str]:
@@ -53,14 +50,8 @@ def lives(tmp_path: Path, seed: int, count: int) -> Counter[str]:
 
 
 def test_i1_i2_killed_at_any_moment(tmp_path: Path, rounds: Rounds, capsys: pytest.CaptureFixture[str]) -> None:
-    count = rounds(30, nightly=10_000)
-    kinds, seeds = Counter[str](), itertools.count()
-    for _ in range(PATIENCE):
-        batch = list(itertools.islice(seeds, -(-count // LIVES)))
-        for each in side_by_side(lambda seed: lives(tmp_path, seed, LIVES), batch):
-            kinds += each
-        if kinds["deltas lost, and named"] and kinds["unclean"]:
-            break  # else a slow machine did not come to it: as many again
+    count = -(-rounds(30, nightly=10_000) // LIVES)
+    kinds, _ = tally(lambda seed: lives(tmp_path, seed, LIVES), count, ("deltas lost, and named", "unclean"))
     with capsys.disabled():
         print(f"\n{kinds.total()} writers killed: {dict(kinds)}")
     assert kinds["deltas lost, and named"], "the kill never met a delta that was handed out and not written"

@@ -6,7 +6,6 @@ restart, and every grant told in the trail, or the next start saying that it may
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
 import signal
@@ -19,7 +18,7 @@ import pytest
 
 from tests.conftest import Rounds
 from tests.crash.lock_history import LockHistory
-from tests.crash.zygote import Child, Zygote, side_by_side
+from tests.crash.zygote import Child, Zygote, tally
 from tests.deltalog.rocks_stores import directory_in_memory
 
 pytestmark = pytest.mark.crash
@@ -28,8 +27,6 @@ LIVES = 10
 """Rounds that one directory goes through."""
 STOP_S = 0.03
 """Longer than most leases last."""
-PATIENCE = 4
-"""Times the rounds, at most, until everything has come about that is left to chance."""
 
 
 def stale(history: LockHistory, chance: random.Random) -> list[list[Any]]:
@@ -82,17 +79,10 @@ def lives(tmp_path: Path, seed: int, how: str) -> Counter[str]:
 def test_i12_killed_and_stopped_while_tasks_hold_locks(
     tmp_path: Path, rounds: Rounds, capsys: pytest.CaptureFixture[str], how: str
 ) -> None:
-    count = rounds(50, nightly=1_000)
-    counts, seeds, done = Counter[str](), itertools.count(), 0
+    count = -(-rounds(50, nightly=1_000) // LIVES)
     due = "granted", "renewed", "lost", "refused", "stopped", *(["grants not recorded"] if how == "async" else [])
-    for _ in range(PATIENCE):
-        batch = list(itertools.islice(seeds, -(-count // LIVES)))
-        done += LIVES * len(batch)
-        for each in side_by_side(lambda seed: lives(tmp_path, seed, how), batch):
-            counts += each
-        if min(counts[each] for each in due) > 0:
-            break  # else a slow machine did not come to all of it: as many again
+    counts, seeds = tally(lambda seed: lives(tmp_path, seed, how), count, due)
     with capsys.disabled():
-        print(f"\n{done} holders killed ({how}): {dict(sorted(counts.items()))}")
+        print(f"\n{LIVES * seeds} holders killed ({how}): {dict(sorted(counts.items()))}")
     assert min(counts[each] for each in ("granted", "renewed", "lost", "refused", "stopped")) > 0
     assert (counts["grants not recorded"] > 0) == (how == "async"), "the kill met grants that were not recorded yet"

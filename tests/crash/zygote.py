@@ -20,11 +20,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import attrs
 
@@ -32,6 +33,8 @@ REPOSITORY = Path(__file__).parents[2]
 DEADLINE_S = 60.0
 """No program of these tests takes longer on the slowest machine; only a hang does."""
 
+PATIENCE: Final = 4
+"""Times a seeded programme is run, at most, until what is left to chance has come about."""
 _T = TypeVar("_T")
 
 
@@ -151,6 +154,21 @@ def side_by_side(work: Callable[[_T], Any], items: list[_T]) -> Iterator[Any]:
     """Do the work on each item, on as many at a time as there are processors; raise the first failure in order."""
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         yield from pool.map(work, items)
+
+
+def tally(work: Callable[[int], Counter[str]], count: int, due: Collection[str]) -> tuple[Counter[str], int]:
+    """Add up what `work(seed)` counts, for so many seeds; return that, and how many they were.
+
+    If a `due` one did not come about (on a slow machine, say), for as many seeds again, at most `PATIENCE` times.
+    """
+    counts, seeds = Counter[str](), 0
+    for _ in range(PATIENCE):
+        for each in side_by_side(work, list(range(seeds, seeds + count))):
+            counts += each
+        seeds += count
+        if all(counts[name] for name in due):
+            break
+    return counts, seeds
 
 
 # ------------------------------------------------------------------------------------------------------- in the zygote
