@@ -178,6 +178,10 @@ class _Process:
                 raise DeltaLogError(f"the process of node {self.name!r} has ended")
             await self.heard.wait()
 
+    async def until_written(self, name: str, count: int) -> None:
+        """Return when it has so many deltas synced that the node of this name wrote."""
+        await self.until(lambda: written(name, self.synced) >= count)
+
     async def write(self, until: int) -> None:
         """Tell it to write, up to so many edits in all."""
         assert self.process.stdin is not None, "it was opened with a pipe"
@@ -271,7 +275,7 @@ async def _kill(story: PeerStory, stack: AsyncExitStack) -> None:
     for name in SIDES:
         await story.nodes[name].write(story.share(name, 0.5))
     right = story.nodes["right"]
-    await right.until(lambda: written("right", right.synced) >= story.share("right", 0.2))
+    await right.until_written("right", story.share("right", 0.2))
     right.process.send_signal(signal.SIGKILL)
     await right.process.wait()
     await right.silent.wait()
@@ -316,9 +320,8 @@ async def _cut(story: PeerStory) -> None:
     story.cable.cut()
     for name in SIDES:
         await story.nodes[name].write(story.share(name, 0.9))
-        node = story.nodes[name]
-        await node.until(lambda node=node, name=name: written(name, node.synced) >= story.share(name, 0.9))  # type: ignore[misc]
-    await hub.until(lambda: written("right", hub.synced) >= story.share("right", 0.9))
+        await story.nodes[name].until_written(name, story.share(name, 0.9))
+    await hub.until_written("right", story.share("right", 0.9))
     behind = written("left", left.synced) - written("left", hub.synced)
     other = written("right", hub.synced) - written("right", left.synced)
     story.check(behind > 0, f"the hub lacks {behind:,} deltas of the left side")

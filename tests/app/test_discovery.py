@@ -15,7 +15,7 @@ from deltalog.app.node import Node, open_node
 from deltalog.app.peer_options import PeerOptions
 from deltalog.app.peering import prepare
 from deltalog.errors import UsageError
-from sync import SyncOptions
+from sync import Mesh, SyncOptions
 from sync.libp2p_transport import Libp2pTransport
 from sync.mdns import open_mdns
 from sync.multiaddrs import peer_id
@@ -83,11 +83,15 @@ async def finding(folder: Path, name: str, *pins: bytes) -> AsyncIterator[Node]:
 async def synced(*nodes: Node) -> None:
     """Return when all hold what each has written, and have said so."""
     names = {node.log.source for node in nodes}
+
+    async def hears(mesh: Mesh) -> None:
+        await mesh.wait(lambda: mesh.log.synced.keys() >= names)
+        for name in names - {mesh.log.source}:
+            await mesh.equal(name)
+
     for node in nodes:
         assert node.mesh is not None
-        await node.mesh.wait(lambda node=node: node.log.synced.keys() >= names)  # type: ignore[misc]
-        for name in names - {node.log.source}:
-            await node.mesh.equal(name)
+        await hears(node.mesh)
 
 
 @asynccontextmanager
@@ -123,11 +127,12 @@ async def test_a_node_that_comes_back_at_another_port_is_found_again(tmp_path: P
     pins = keys(tmp_path, "alice", "bob")
     with trio.fail_after(LIMIT_S):
         async with finding(tmp_path, "alice", *pins) as alice:
+            mesh = alice.mesh
+            assert mesh is not None
             for _ in range(2):
                 async with finding(tmp_path, "bob", *pins) as bob:
                     await synced(alice, bob)
-                assert alice.mesh is not None
-                await alice.mesh.wait(lambda: not alice.mesh.peers)  # type: ignore[union-attr]
+                await mesh.wait(lambda: not mesh.peers)
 
 
 async def test_who_is_not_pinned_is_not_dialled(tmp_path: Path, hearsay: Hearsay) -> None:

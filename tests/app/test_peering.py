@@ -35,6 +35,12 @@ def addresses(node: Node) -> Sequence[str]:
     return node.peers.listening
 
 
+async def has_sources(node: Node, count: int) -> None:
+    """Return when deltas of so many sources are synced at a node."""
+    assert node.mesh is not None
+    await node.mesh.wait(lambda: len(node.log.synced) == count)
+
+
 async def equal(node: Node, name: str) -> None:
     assert node.mesh is not None
     await node.mesh.equal(name)
@@ -76,8 +82,7 @@ async def test_i14_nodes_sync_over_libp2p_too(tmp_path: Path) -> None:
                 for node in (alice, bob, carol):
                     await node.log.append(node.log.source, durable=True)
                 for node in (alice, bob, carol):
-                    assert node.mesh is not None
-                    await node.mesh.wait(lambda node=node: len(node.log.synced) == 3)  # type: ignore[misc]
+                    await has_sources(node, 3)
                 assert bob.mesh is not None
                 assert [each.link.split()[0] for each in bob.mesh.statuses()] == ["libp2p"]
 
@@ -108,8 +113,7 @@ async def test_a_node_that_ends_says_so_to_its_peers(tmp_path: Path) -> None:
                 await bob.log.append(1, durable=True)
                 assert bob.mesh is not None
                 await bob.mesh.wait(lambda: bob.log.held_by(1) == {"bob": 1})
-            while mesh.peers:  # noqa: ASYNC110  # a link that ends is told to nobody else
-                await trio.sleep(0.01)
+            await mesh.wait(lambda: not mesh.peers)
             (status,) = mesh.statuses()
             assert (status.state, status.problem) == ("offline", "")
             assert alice.log.heads == {"bob": 1}

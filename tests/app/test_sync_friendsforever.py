@@ -10,7 +10,7 @@ import gzip
 import json
 from binascii import a2b_base64
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -36,16 +36,27 @@ def recorded() -> tuple[list[dict[str, Any]], str]:
     return [json.loads(line) for line in lines], end
 
 
+async def visible(node: Node, deps: Mapping[str, int]) -> None:
+    """Return when a node shows all of these."""
+    assert node.mesh is not None
+    await node.mesh.wait(lambda: node.log.heads.covers_all(deps))
+
+
 async def play(node: Node, lines: Sequence[dict[str, Any]]) -> None:
     """Append what one of the two typed, each when what it builds upon is here."""
-    log, mesh = node.log, node.mesh
-    assert mesh is not None
+    log = node.log
     for line in lines:
         deps = line["deps"]
         if deps:
-            await mesh.wait(lambda deps=deps: log.heads.covers_all(deps))  # type: ignore[misc]
+            await visible(node, deps)
         delta = await log.append(a2b_base64(line["payload_b64"]), kind=line["kind"], key=line["key"])
         assert delta.seq == line["seq"]
+
+
+async def synced(node: Node, heads: Mapping[str, int]) -> None:
+    """Return when a node has synced just these."""
+    assert node.mesh is not None
+    await node.mesh.wait(lambda: node.log.synced == heads)
 
 
 async def text_of(node: Node) -> str:
@@ -79,8 +90,7 @@ async def test_i14_the_session_is_played_live_over_tls_and_all_three_end_in_the_
                     writing.start_soon(play, nodes[name], [line for line in lines if line["source"] == name])
             heads = Counter(line["source"] for line in lines)
             for node in nodes.values():
-                assert node.mesh is not None
-                await node.mesh.wait(lambda node=node: node.log.synced == heads)  # type: ignore[misc]
+                await synced(node, heads)
         print(f"\n{COUNT / (trio.current_time() - began):,.0f} deltas/s")
         digests = {node.mesh.ledger.index.digest() for node in nodes.values() if node.mesh is not None}
         assert len(digests) == 1
