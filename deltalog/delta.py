@@ -85,6 +85,10 @@ class DeltaFields:
     """Offset of the payload in `record`."""
 
 
+_new_dot: Final = tuple.__new__
+"""Makes a named tuple in half the time: every delta that comes in is named."""
+
+
 class Delta(DeltaFields):
     """One immutable record. Equal when source and encoding are equal; hashable."""
 
@@ -116,7 +120,7 @@ class Delta(DeltaFields):
     @property
     def dot(self) -> Dot:
         """Identity of the delta: (source, seq)."""
-        return Dot(self.source, self.seq)
+        return _new_dot(Dot, (self.source, self.seq))
 
     @property
     def erased(self) -> bool:

@@ -115,6 +115,8 @@ class Receiver:
         self._turn = turn
         self._cut_off: list[Delta] = []
         """Deltas that had been waiting, and were to be decided on when a call was cut off."""
+        self._awaited = inbox.awaited
+        self._payload_bytes = limits.payload_bytes
         self._front_bytes = HEADER.size + min(limits.kind_bytes, limits.key_bytes, limits.deps_entries)
         """What stands before a payload and is no longer breaks no limit."""
 
@@ -181,8 +183,8 @@ class Receiver:
             or delta.seq != heads[source] + 1
             or not last < timestamp <= latest
             or delta.body > self._front_bytes
-            or len(delta.record) - delta.body > self._limits.payload_bytes
-            or self._inbox.awaited(source)
+            or len(delta.record) - delta.body > self._payload_bytes
+            or self._awaited(source)
         ):
             return False
         newest = self._clock.last
